@@ -1,0 +1,1 @@
+"""Train small guide models that make black-box LLMs succeed."""

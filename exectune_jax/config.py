@@ -1,0 +1,256 @@
+"""Every field of a run, with its default; configs/ changes what differs.
+
+The returned ConfigDict is locked: a field that is not here cannot be set,
+neither in a config file nor on the command line. `validate` checks values
+before any work starts.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import ml_collections
+from ml_collections.config_dict import placeholder
+
+from exectune_jax.errors import UserError
+
+# A stage may be followed by a variant, 'sft:base': the stage with these
+# fields changed. This is how one run trains the guides that it compares.
+VARIANTS = {
+    'sft:base': {'sft.data': 'proposed', 'sft.init': '', 'sft.output': 'base',
+                 'sft.steps': 'sft.base_steps',
+                 'sft.examples': 'sft.base_examples'},
+    'rl:advisor': {'rl.reward': 'advisor', 'rl.init': 'base',
+                   'rl.output': 'advisor'},
+}
+STAGES = ('collect', 'sft', 'rl', 'evaluate')
+
+# Fields that may differ when a workdir is used again.
+RESUMABLE = ('stages', 'budget_usd', 'compilation_cache', 'core.concurrency',
+             'core.requests_per_minute', 'core.attempts', 'core.timeout_s',
+             'core.deadline_s', 'evaluate', 'rl.checkpoint_every',
+             'rl.show_every')
+
+
+def core_section(name: str) -> ml_collections.ConfigDict:
+  """How to talk to one core; the target, the teacher and the judge are cores.
+
+  Prices default to the provider's list price (cores/prices.py).
+  """
+  return ml_collections.ConfigDict(dict(
+      name=name,  # 'provider:model' or 'provider:model@http://host:port/v1'
+      temperature=0.0,
+      max_tokens=512,
+      stop=(),
+      shots=0,  # worked examples in the prompt, the same for all systems
+      samples_alone=1,  # draws behind "the core alone" (4 or more at T > 0)
+      usd_per_1m_input=placeholder(float),
+      usd_per_1m_output=placeholder(float),
+      concurrency=16,
+      requests_per_minute=0,  # 0: no limit
+      attempts=5,
+      timeout_s=60.0,  # one try
+      deadline_s=300.0,  # all tries together
+  ))
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """All fields of all stages."""
+  config = ml_collections.ConfigDict(dict(
+      seed=0,
+      stages='collect,sft:base,sft,rl:advisor,rl,evaluate',
+      budget_usd=0.0,  # hard limit over all runs of the workdir; 0: none
+      compilation_cache='~/.cache/exectune_jax/xla',  # '': off
+      core=core_section('toy:small'),
+      teacher=core_section('scripted'),
+      judge=core_section(''),  # '': no judge
+      large_core=core_section(''),  # evaluated alone, for comparison
+  ))
+  config.task = ml_collections.ConfigDict(dict(
+      name='word_problems',  # or gsm8k, svamp, jsonl, 'module:Class'
+      data_dir='',  # upstream files for gsm8k and svamp; *.jsonl for jsonl
+      seed=0,
+      train_size=2000,  # 0: all there are (not for word_problems)
+      validation_size=100,
+      test_size=300,
+      max_number=20,  # svamp: 0 for no limit
+      families=('one_step', 'units', 'two_step', 'three_step'),
+      operations='+-*/',
+      wordings=3,
+  ))
+  config.guide = ml_collections.ConfigDict(dict(
+      size='tiny',  # a row of models/zoo.py, or 'hf' to read checkpoint
+      checkpoint='',  # Hugging Face directory (weights and tokenizer)
+      max_prompt_tokens=128,
+      max_new_tokens=64,
+      compute_dtype='float32',  # or bfloat16; master weights are float32
+      remat=False,
+      usd_per_1m_tokens=0.02,  # what a guide token costs you to serve
+  ))
+  config.mesh = ml_collections.ConfigDict(dict(
+      data=-1, fsdp=1, tensor=1))  # -1: all remaining devices
+  config.collect = ml_collections.ConfigDict(dict(
+      problems=600,  # first so many of the train split
+      max_revisions=2,
+      styles=ml_collections.ConfigDict(dict(  # scripted teacher only
+          steps=0.2, expression=0.25, named=0.2, verbal=0.2, wrong=0.1,
+          reveals=0.05)),
+  ))
+  config.optim = ml_collections.ConfigDict(dict(
+      b1=0.9, b2=0.999, weight_decay=0.0, clip_norm=1.0))
+  config.sft = ml_collections.ConfigDict(dict(
+      data='accepted',  # or 'proposed': whatever the teacher wrote
+      init='base',  # guide to start from; '': config.guide as it is
+      output='sft',
+      examples=0,  # first so many; 0: all
+      base_examples=0,  # the same for sft:base
+      steps=100,
+      base_steps=300,  # the same for sft:base
+      batch_size=64,
+      micro_batch=0,  # rows at a time; 0: the whole batch
+      learning_rate=1e-3,
+      warmup_steps=20,
+      checkpoint_every=200,
+  ))
+  config.rl = ml_collections.ConfigDict(dict(
+      reward='exectune',  # or 'advisor': success only
+      init='sft',
+      output='exectune',
+      steps=60,
+      groups=16,  # problems a step
+      group_size=8,  # strategies a problem
+      micro_batch=0,
+      learning_rate=2e-4,
+      warmup_steps=5,
+      temperature=1.0,
+      advantage='centre',  # or 'std'
+      baseline='group',  # or 'core_alone'
+      clip_low=0.2,
+      clip_high=0.28,
+      kl=0.0,  # weight of KL(guide || initial guide)
+      tis_cap=2.0,  # truncated importance sampling, trainer against sampler
+      max_staleness=1,  # policy versions in flight; 0: strictly on-policy
+      deterministic=True,  # train groups in the order they were started
+      deadline_s=600.0,  # for one group's rewards
+      max_lost_fraction=0.5,  # of the last ten steps' episodes
+      checkpoint_every=20,
+      show_every=20,  # steps between printed episodes
+  ))
+  config.reward = ml_collections.ConfigDict(dict(
+      exec=1.0, judge=0.0, leak=1.0, degrade=0.5, cost=0.05))
+  config.evaluate = ml_collections.ConfigDict(dict(
+      systems=('core_alone', 'generic', 'base', 'sft', 'advisor', 'exectune'),
+      split='test',
+      transfer='',  # a second task, never trained on, such as 'svamp'
+      transfer_data_dir='',
+      transfer_max_number=0,
+      alpha_samples=2,  # strategies a problem behind executability, at T = 1
+      batch_size=64,  # problems sampled at a time
+      show_episodes=3,
+  ))
+  return config.lock()
+
+
+def variant(config, stage: str):
+  """(stage name, config with the fields of its variant applied)."""
+  name = stage.partition(':')[0]
+  if name not in STAGES or (':' in stage and stage not in VARIANTS):
+    known = ', '.join((*STAGES, *VARIANTS))
+    raise UserError(f"stages='{config.stages}': unknown stage '{stage}'; "
+                    f'choose from {known}')
+  config = config.copy_and_resolve_references()
+  for field, value in VARIANTS.get(stage, {}).items():
+    if isinstance(value, str) and value.startswith('sft.'):
+      value = read(config, value)
+    section, _, leaf = field.rpartition('.')
+    read(config, section)[leaf] = value
+  return name, config
+
+
+def read(config, field: str):
+  """The value at a dotted field name."""
+  for part in field.split('.'):
+    config = config[part]
+  return config
+
+
+def validate(config) -> None:
+  """Raises UserError for the first field whose value cannot work."""
+  _same_fields(config, default_config(), '')
+  for stage in filter(None, config.stages.split(',')):
+    variant(config, stage.strip())
+  positive = ('rl.steps rl.groups sft.steps sft.batch_size guide.max_new_tokens'
+              ' guide.max_prompt_tokens core.concurrency core.attempts '
+              'core.max_tokens core.timeout_s core.deadline_s collect.problems '
+              'rl.temperature rl.checkpoint_every evaluate.batch_size '
+              'core.samples_alone sft.checkpoint_every rl.deadline_s').split()
+  for field in positive:
+    if read(config, field) <= 0:
+      raise UserError(f'{field}={read(config, field)}: must be positive')
+  choices = {'rl.reward': ('exectune', 'advisor'), 'rl.advantage':
+             ('centre', 'std'), 'rl.baseline': ('group', 'core_alone'),
+             'sft.data': ('accepted', 'proposed'),
+             'guide.compute_dtype': ('float32', 'bfloat16')}
+  for field, allowed in choices.items():
+    if read(config, field) not in allowed:
+      raise UserError(f"{field}='{read(config, field)}': choose from "
+                      f'{", ".join(allowed)}')
+  if config.rl.group_size < 2:
+    raise UserError(f'rl.group_size={config.rl.group_size}: a group needs 2 '
+                    'or more strategies to compare')
+  if config.rl.max_staleness < 0:
+    raise UserError(f'rl.max_staleness={config.rl.max_staleness}: 0 or more')
+  for field in ('rl.micro_batch', 'sft.micro_batch'):
+    stage, micro = field.split('.')[0], read(config, field)
+    rows = (config.rl.groups * config.rl.group_size if stage == 'rl'
+            else config.sft.batch_size)
+    if micro and rows % micro:
+      raise UserError(f'{field}={micro}: must divide the {rows} rows of a '
+                      'batch')
+  if config.core.temperature > 0 and config.core.samples_alone < 2:
+    raise UserError(f'core.samples_alone={config.core.samples_alone}: with '
+                    f'core.temperature={config.core.temperature:g} the core '
+                    'alone needs several draws; use 4 or more')
+
+
+def _same_fields(config, schema, prefix):
+  for key in config:
+    if prefix == 'collect.' and key == 'styles':
+      continue
+    if key not in schema:
+      raise UserError(f'{prefix}{key}: unknown config field; the fields are '
+                      f'in exectune_jax/config.py')
+    if isinstance(schema[key], ml_collections.ConfigDict):
+      _same_fields(config[key], schema[key], f'{prefix}{key}.')
+  missing = set(schema) - set(config)
+  if missing:
+    raise UserError(f'{prefix}{sorted(missing)[0]}: missing config field; '
+                    'start from exectune_jax.config.default_config()')
+
+
+def remember(config, workdir: pathlib.Path) -> None:
+  """Writes config.json, or checks that the workdir is of the same run."""
+  path = workdir / 'config.json'
+  now = json.loads(config.to_json())
+  if not path.exists():
+    path.write_text(json.dumps(now, indent=2, sort_keys=True) + '\n')
+    return
+  before = json.loads(path.read_text())
+  for field in sorted(set(_flat(before)) | set(_flat(now))):
+    if any(field == r or field.startswith(r + '.') for r in RESUMABLE):
+      continue
+    old, new = _flat(before).get(field), _flat(now).get(field)
+    if old != new:
+      raise UserError(f'{field}={new!r}: {workdir} holds a run with {old!r}; '
+                      'use another --workdir, or the old value to continue')
+
+
+def _flat(tree: dict, prefix: str = '') -> dict:
+  flat = {}
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      flat.update(_flat(value, f'{prefix}{key}.'))
+    else:
+      flat[prefix + key] = value
+  return flat

@@ -1,0 +1,36 @@
+"""Task families by name."""
+
+from __future__ import annotations
+
+import importlib
+
+from exectune_jax.errors import UserError
+
+BUILT_IN = {
+    'word_problems': 'exectune_jax.tasks.word_problems:WordProblems',
+    'gsm8k': 'exectune_jax.tasks.gsm8k:GSM8K',
+    'svamp': 'exectune_jax.tasks.svamp:SVAMP',
+    'jsonl': 'exectune_jax.tasks.jsonl:JsonLines',
+}
+
+
+def make_task(options, shots: int = 0):
+  """The task that `config.task` names: a built-in, or 'module:Class'."""
+  where = BUILT_IN.get(options.name, options.name)
+  module, _, name = where.partition(':')
+  try:
+    return getattr(importlib.import_module(module), name)(options, shots)
+  except (ImportError, AttributeError, ValueError) as e:
+    if options.name in BUILT_IN:
+      raise
+    raise UserError(f"task.name='{options.name}': {e}; choose from "
+                    f"{', '.join(BUILT_IN)}, or write 'module:Class'") from e
+
+
+def load_problems(task, split: str):
+  """Problems of a split; an empty one is an error, not an empty report."""
+  problems = task.problems(split)
+  if not problems:
+    raise UserError(f"task.name='{task.options.name}': split '{split}' is "
+                    f'empty; check task.{split}_size and task.data_dir')
+  return problems

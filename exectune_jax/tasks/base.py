@@ -1,0 +1,95 @@
+"""What a task is: problems, core prompt, verdict and leak check.
+
+To bring your own, subclass `Task`; where answers are numbers, subclass
+`MathTask` and write `problems` alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from exectune_jax import prompts
+from exectune_jax.episode import Problem, Verdict
+from exectune_jax.tasks import verify_math
+
+
+class Task:
+  """A family of problems.
+
+  Args:
+    options: the `config.task` section.
+    shots: worked examples in the core's prompt (`config.core.shots`).
+  """
+
+  def __init__(self, options, shots: int = 0):
+    self.options = options
+    self.shots = shots
+
+  def problems(self, split: str) -> Sequence[Problem]:
+    """Problems of 'train', 'validation' or 'test'; must not overlap."""
+    raise NotImplementedError
+
+  def core_messages(self, problem: Problem,
+                    strategy: str | None) -> prompts.Messages:
+    """The request to the core, with the strategy or alone (None)."""
+    raise NotImplementedError
+
+  def verify(self, problem: Problem, text: str) -> Verdict:
+    """Judges a core's reply. Raises errors.Lost if that cannot be done."""
+    raise NotImplementedError
+
+  def reveals_answer(self, problem: Problem, strategy: str) -> bool:
+    """Whether the strategy states the answer instead of a way to it."""
+    raise NotImplementedError
+
+
+class MathTask(Task):
+  """Everything but `problems`, for problems whose answer is a number."""
+
+  def core_messages(self, problem, strategy):
+    return prompts.math_core_messages(problem.question, strategy, self.shots)
+
+  def verify(self, problem, text):
+    return verify_math.verify(problem.answer, text)
+
+  def reveals_answer(self, problem, strategy):
+    """True if the answer's value is written where it can only be a result.
+
+    A number that also stands in the question is an operand, unless it
+    follows '=' or 'answer'. Numerals, grouped digits, decimals and number
+    words up to ninety-nine are read.
+    """
+    answer = verify_math.to_fraction(problem.answer)
+    if answer is None:  # no numeric answer: look for the text itself
+      return problem.answer.strip().lower() in strategy.lower()
+    given = {value for value, _ in _numbers(problem.question)}
+    for value, start in _numbers(strategy):
+      before = strategy[:start].lower().rstrip(' $*:')
+      stated = re.search(r'(=|answer|answer is|equals|result is)$', before)
+      if value == answer and (stated or value not in given):
+        return True
+    return False
+
+
+_ONES = ('zero one two three four five six seven eight nine ten eleven twelve '
+         'thirteen fourteen fifteen sixteen seventeen eighteen nineteen'
+        ).split()
+_TENS = 'twenty thirty forty fifty sixty seventy eighty ninety'.split()
+_WORDS = {w: i for i, w in enumerate(_ONES)} | {
+    w: 10 * i for i, w in enumerate(_TENS, start=2)}
+_NUMBER_WORD = re.compile(
+    rf"\b(?:({'|'.join(_TENS)})[- ]({'|'.join(_ONES[1:10])})"
+    rf"|({'|'.join(_ONES + _TENS)}))\b", re.IGNORECASE)
+
+
+def _numbers(text: str):
+  """(value, start) of every number in the text, digits and words."""
+  for match in verify_math.NUMBER.finditer(text):
+    value = verify_math.to_fraction(match.group())
+    if value is not None:
+      yield value, match.start()
+  for match in _NUMBER_WORD.finditer(text):
+    tens, ones, single = (g.lower() if g else None for g in match.groups())
+    value = _WORDS[single] if single else _WORDS[tens] + _WORDS[ones]
+    yield verify_math.to_fraction(str(value)), match.start()

@@ -1,0 +1,162 @@
+"""Is the core's final answer equal to the reference?
+
+Three steps: find the final answer in the reply, compare plain numbers
+exactly as fractions, and hand LaTeX to math-verify in a worker process that
+can be killed. Never hangs, never raises for any text, never calls a
+non-answer right: a hedge ("5 or 6"), a denial ("not 5") or a bare number in
+the middle of a sentence is no answer.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import re
+import select
+import subprocess
+import sys
+import threading
+from fractions import Fraction
+
+from exectune_jax.episode import Verdict
+from exectune_jax.errors import Lost
+
+MAX_REPLY_CHARS = 100_000  # what is read of a reply, from its end
+MAX_NUMBER_CHARS = 60
+DEADLINE_S = 10.0  # one comparison by math-verify, its first import included
+
+NUMBER = re.compile(
+    r'(?<![\w.])[-+]?\$?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?')
+_MARKER = re.compile(
+    r'(?:final\s+answer|answer)\s*(?:is|:|=|would be)+:?\s*|####\s*',
+    re.IGNORECASE)
+_HEDGE = re.compile(r'^\s*(?:or|to|and|-|–|,)\s*\$?\d|^\s*[*/+x×]\s*\S')
+_BARE = re.compile(rf'(?:^|=)\s*({NUMBER.pattern})\s*[A-Za-z%]*\s*\.?$')
+
+
+def to_fraction(text: str) -> Fraction | None:
+  """Exact value of a plain number ('-1,200.50', '$3', '3/4', '50%')."""
+  text = text.strip().replace('$', '').replace(',', '').rstrip('%. ')
+  if not text or len(text) > MAX_NUMBER_CHARS:
+    return None
+  if not re.fullmatch(r'[-+]?(\d+(\.\d*)?|\.\d+)(/\d+)?', text, re.ASCII):
+    return None
+  numerator, _, denominator = text.partition('/')
+  if denominator and int(denominator) == 0:
+    return None
+  return Fraction(numerator) / Fraction(denominator or 1)
+
+
+def extract_answer(text: str) -> str | None:
+  """The final answer as written: a number, LaTeX, or None."""
+  text = text[-MAX_REPLY_CHARS:].replace('**', '')
+  boxed = _last_boxed(text)
+  if boxed is not None:
+    return boxed
+  markers = list(_MARKER.finditer(text))
+  if markers:
+    sentence = text[markers[-1].end():].split('\n', 1)[0]
+    return _answer_in(sentence)
+  lines = [line for line in text.strip().splitlines() if line.strip()]
+  bare = _BARE.search(lines[-1].strip()) if lines else None
+  return bare.group(1) if bare else None
+
+
+def verify(reference: str, text: str) -> Verdict:
+  """Compares a reply with the reference answer.
+
+  Raises:
+    Lost: math-verify hung or crashed, so the answer could not be judged.
+  """
+  answer = extract_answer(text)
+  if answer is None:
+    return Verdict(False)
+  left, right = to_fraction(reference), to_fraction(answer)
+  if left is not None and right is not None:
+    return Verdict(left == right, answer)
+  if '\\' in answer or '^' in answer or left is None:
+    return Verdict(_worker.equal(reference, answer), answer)
+  return Verdict(False, answer)
+
+
+def _last_boxed(text: str) -> str | None:
+  r"""Content of the last \boxed{...} with balanced braces."""
+  start = text.rfind('\\boxed{')
+  if start < 0:
+    return None
+  depth = 0
+  for i in range(start + 6, len(text)):
+    depth += (text[i] == '{') - (text[i] == '}')
+    if depth == 0:
+      return text[start + 7:i].strip() or None
+  return None
+
+
+def _answer_in(sentence: str) -> str | None:
+  """The answer that a marker phrase introduces, if it is one."""
+  sentence = re.split(r'[.!?;](?:\s|$)', sentence, maxsplit=1)[0].strip()
+  latex = re.match(r'\$?\\[()]?\s*(.+?)\s*(?:\\[()]|\$)?$', sentence)
+  if latex and '\\' in sentence:
+    value = sentence.strip('$').removeprefix('\\(').removesuffix('\\)')
+    return None if re.search(r'\bor\b', value) else value.strip()[:200]
+  if '=' in sentence:
+    sentence = sentence.rsplit('=', 1)[1].strip()
+  number = NUMBER.match(sentence)
+  if number is None:
+    return sentence[:200] if '^' in sentence else None
+  rest = sentence[number.end():]
+  return None if _HEDGE.match(rest) else number.group()
+
+
+class _Worker:
+  """One math-verify process, started when first needed, killable."""
+
+  def __init__(self):
+    self._process = None
+    self._lock = threading.Lock()
+
+  def equal(self, reference: str, answer: str,
+            deadline_s: float = DEADLINE_S) -> bool:
+    with self._lock:
+      try:
+        if self._process is None or self._process.poll() is not None:
+          self._start()
+        line = json.dumps([reference, answer]) + '\n'
+        self._process.stdin.write(line.encode())
+        self._process.stdin.flush()
+        ready, _, _ = select.select([self._process.stdout], [], [], deadline_s)
+        reply = self._process.stdout.readline() if ready else b''
+      except OSError as e:
+        self.close()
+        raise Lost(f'math-verify worker failed: {e}') from e
+      if not reply:
+        self.close()
+        raise Lost('math-verify hung or crashed')
+      return bool(json.loads(reply))
+
+  def _start(self):
+    env = {k: v for k, v in os.environ.items() if not k.endswith('_API_KEY')}
+    self._process = subprocess.Popen(
+        [sys.executable, '-m', 'exectune_jax.tasks.math_worker'],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, start_new_session=True,
+        env={**env, 'JAX_PLATFORMS': 'cpu', 'CUDA_VISIBLE_DEVICES': ''})
+
+  def close(self):
+    """TERM, then KILL; safe to call at any time."""
+    process, self._process = self._process, None
+    if process is None:
+      return
+    process.terminate()
+    try:
+      process.wait(timeout=1)
+    except subprocess.TimeoutExpired:
+      process.kill()
+      process.wait()
+    process.stdin.close()
+    process.stdout.close()
+
+
+_worker = _Worker()
+atexit.register(_worker.close)
