@@ -1,7 +1,8 @@
 """Who proposes strategies during collection: a script, or any core.
 
-A teacher is `async propose(problem, history, rng) -> text`, where history
-holds (text, feedback) of the rejected tries on this problem. The scripted
+A teacher is `async propose(problem, history, rng) -> (text, style)`, where
+history holds (text, feedback) of the rejected tries on this problem; style
+is a label for the statistics. The scripted
 teacher writes word-problem strategies in several styles, some of which no
 core can use: which style survives is decided by the core, not by us.
 """
@@ -46,7 +47,7 @@ class ScriptedTeacher:
       styles = {s: w for s, w in styles.items()
                 if write(problem, s, random.Random(0)) != last} or styles
     style = rng.choices(tuple(styles), tuple(styles.values()))[0]
-    return write(problem, style, rng)
+    return write(problem, style, rng), style
 
 
 def write(problem: Problem, style: str, rng: random.Random) -> str:
@@ -111,4 +112,4 @@ class LLMTeacher:
     request = CoreRequest.build(
         self.settings, prompts.teacher_messages(problem.question, history),
         sample=len(history))
-    return (await self.client.call(request)).text
+    return (await self.client.call(request)).text, ''

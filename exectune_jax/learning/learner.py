@@ -1,0 +1,74 @@
+"""What both training stages and evaluation set up before they start."""
+
+from __future__ import annotations
+
+import pathlib
+
+import jax
+import numpy as np
+
+from exectune_jax.errors import UserError
+from exectune_jax.learning import sharding, steps
+from exectune_jax.learning.checkpoint import Checkpoints
+from exectune_jax.models import guide as guides
+
+
+class Learner:
+  """Guide, mesh, optimizer and the places of every array.
+
+  Args:
+    config: the whole config.
+    workdir: its guides/ folder holds one checkpoint folder a guide.
+    section: config.sft or config.rl (learning rate and warm-up).
+  """
+
+  def __init__(self, config, workdir: pathlib.Path, section):
+    self.config, self.workdir = config, workdir
+    self.guide = guides.load(config, workdir)
+    self.mesh = sharding.make_mesh(config.mesh)
+    self.tx = steps.optimizer(config.optim, section.learning_rate,
+                              section.warmup_steps)
+    self.shapes, self.where = steps.state_shardings(
+        self.guide.model, self.tx, self.mesh)
+
+  def start(self, init: str, output: str, section_name: str):
+    """Resumes guide `output`, or begins it from guide `init`.
+
+    Returns:
+      state, the extra data of its checkpoint ({} at the beginning), and its
+      Checkpoints.
+    """
+    folder = self.workdir / 'guides' / output
+    guides.claim(self.guide, folder)
+    checkpoints = Checkpoints(folder)
+    if checkpoints.latest() is not None:
+      return (*checkpoints.restore(self.shapes, self.where), checkpoints)
+    params = self.weights(init, f'{section_name}.init')
+    return steps.new_state(params, self.tx, self.where), {}, checkpoints
+
+  def weights(self, name: str, field: str):
+    """Parameters of a trained guide; '' is the guide before any training."""
+    if not name:
+      key = jax.device_put(np.uint32(self.config.seed))
+      key = jax.jit(jax.random.key)(key)
+      return guides.first_params(self.config, self.guide, key,
+                                 self.where.params)
+    folder = self.workdir / 'guides' / name
+    if not (folder / 'guide.json').exists():
+      raise UserError(f"{field}='{name}': there is no {folder}; run the stage "
+                      'that trains this guide first')
+    guides.claim(self.guide, folder)
+    checkpoints = Checkpoints(folder)
+    params = checkpoints.restore_params(self.shapes.params, self.where.params)
+    checkpoints.close()
+    return params
+
+  def put(self, batch):
+    """A host batch on the devices, rows over the mesh."""
+    return jax.device_put(batch, sharding.rows(self.mesh))
+
+  def check_rows(self, count: int, field: str) -> None:
+    multiple = sharding.row_multiple(self.mesh)
+    if count % multiple:
+      raise UserError(f'{field}={count}: must be a multiple of {multiple}, '
+                      'the devices that share the rows')

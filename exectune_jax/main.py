@@ -1,0 +1,93 @@
+"""Runs the stages of a config.
+
+  python -m exectune_jax.main --config configs/quickstart.py --workdir DIR
+
+Fields can be changed on the command line: --config.rl.steps=100. The same
+command continues a run that was interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pathlib
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+
+from exectune_jax import config as config_lib
+from exectune_jax import interrupt, progress
+from exectune_jax.errors import Stopped, UserError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'Config file, with arguments after a colon.')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Where results are kept.')
+
+
+def main(argv):
+  if len(argv) > 1:
+    raise UserError(f'unexpected argument {argv[1]!r}; fields are set with '
+                    '--config.name=value')
+  config, workdir = _CONFIG.value, prepare(_CONFIG.value, _WORKDIR.value)
+  interrupt.install()
+  for stage in filter(None, (s.strip() for s in config.stages.split(','))):
+    name, staged = config_lib.variant(config, stage)
+    progress.console.rule(stage)
+    module = importlib.import_module(f'exectune_jax.stages.{name}')
+    module.run(staged, workdir)
+    interrupt.check()
+
+
+def prepare(config, workdir: str | None) -> pathlib.Path:
+  """Checks flags and config, sets up JAX, returns the workdir."""
+  if config is None or workdir is None:
+    raise UserError('--config and --workdir are required, as in: python -m '
+                    'exectune_jax.main --config configs/quickstart.py '
+                    '--workdir runs/quickstart')
+  config_lib.validate(config)
+  folder = pathlib.Path(workdir).expanduser()
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    config_lib.remember(config, folder)
+  except OSError as e:
+    raise UserError(f"--workdir='{workdir}': {e.strerror}; choose a directory "
+                    'that can be written') from e
+  os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
+  import jax
+  if config.compilation_cache:
+    jax.config.update('jax_compilation_cache_dir', os.path.expanduser(
+        config.compilation_cache))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+  # Every transfer between host and device is explicit, or an error.
+  jax.config.update('jax_transfer_guard', 'disallow')
+  return folder
+
+
+def run():
+  """Entry point: known failures end in one line and an exit code."""
+  try:
+    argv = flags.FLAGS(sys.argv)
+  except flags.Error as e:
+    _fail(str(e).splitlines()[0], 2)
+  except (AttributeError, KeyError, TypeError, ValueError) as e:
+    # ml_collections reports an unknown field or a wrong type like this
+    _fail(f'--config: {" ".join(str(e).split())[:300]}', 2)
+  except (UserError, OSError, SyntaxError, ImportError) as e:
+    _fail(f'--config: {e}', 2)
+  try:
+    main(argv)
+  except UserError as e:
+    _fail(str(e), 1)
+  except (Stopped, KeyboardInterrupt) as e:
+    _fail(f'stopped by {e or "Ctrl-C"}; everything so far is saved, the same '
+          'command continues', 1)
+
+
+def _fail(message: str, code: int):
+  print(f'error: {message}', file=sys.stderr, flush=True)
+  sys.exit(code)
+
+
+if __name__ == '__main__':
+  run()

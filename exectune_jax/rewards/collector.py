@@ -1,0 +1,203 @@
+"""From strategies to scored episodes, on the cores' event loop.
+
+`Executor` takes one episode through core and grader. `Collector` keeps the
+groups of an RL run: strategies go in one by one as they are decoded, whole
+groups come out, members ordered by index whatever the order of arrival.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import dataclasses
+import statistics
+import time
+
+from exectune_jax import interrupt
+from exectune_jax.cores.base import CoreRequest
+from exectune_jax.episode import (LOST, MALFORMED, Episode, Problem, Strategy,
+                                  Verdict)
+from exectune_jax.errors import Lost
+from exectune_jax.rewards import executability, judge
+
+
+class Executor:
+  """Runs episodes against the core that a config section names.
+
+  Args:
+    service: CoreService.
+    task: the Task.
+    config: the whole config.
+    field: which core.
+  """
+
+  def __init__(self, service, task, config, field: str = 'core'):
+    self.task, self.settings = task, config[field]
+    self.client = service.client(field)
+    self.judge_settings = config.judge
+    self.judge_client = (service.client('judge') if config.judge.name
+                         else None)
+
+  async def execute(self, episode: Episode, sample: int = 0) -> Episode:
+    """Fills execution, verdict, leaks, judge and status. Never raises Lost.
+
+    Args:
+      episode: with problem, and a strategy or None for the core alone.
+      sample: number of this draw (see CoreRequest).
+    """
+    problem, strategy = episode.problem, episode.strategy
+    if strategy is not None and strategy.body is None:
+      return dataclasses.replace(episode, status=MALFORMED)
+    try:
+      body = strategy.body if strategy is not None else None
+      if body is not None:
+        episode = await self._inspect(episode, problem, body)
+      request = CoreRequest.build(
+          self.settings, self.task.core_messages(problem, body), sample)
+      reply = await self.client.call(request)
+      if reply.finish == 'stop':
+        verdict = await asyncio.to_thread(self.task.verify, problem,
+                                          reply.text)
+      else:  # truncated or refused: an answer, and a wrong one
+        verdict = Verdict(False)
+    except Lost as e:
+      return dataclasses.replace(episode, status=LOST, lost_reason=str(e))
+    return dataclasses.replace(episode, execution=reply, verdict=verdict)
+
+  async def _inspect(self, episode, problem, body):
+    leaks = self.task.reveals_answer(problem, body)
+    quality = None
+    if self.judge_client is not None:
+      quality, judged = await judge.judge(
+          self.judge_client, self.judge_settings, problem.question, body)
+      leaks = leaks or judged
+    return dataclasses.replace(episode, leaks=leaks, judge=quality)
+
+  async def alone(self, problem: Problem) -> tuple[float, float] | None:
+    """(mean success, mean dollars) of the core alone; None if lost.
+
+    All `samples_alone` draws must be known, as any other subset would
+    depend on which calls happened to fail.
+    """
+    settings = self.settings
+    draws = settings.samples_alone if settings.temperature > 0 else 1
+    done = await asyncio.gather(*[self.execute(Episode(problem), i)
+                                  for i in range(draws)])
+    if any(e.status == LOST for e in done):
+      return None
+    return (statistics.fmean(e.success for e in done),
+            statistics.fmean(e.execution.usd for e in done))
+
+
+@dataclasses.dataclass
+class _Group:
+  number: int
+  problem: Problem
+  version: int
+  opened: float
+  alone: concurrent.futures.Future
+  members: dict[int, tuple[Strategy, concurrent.futures.Future]]
+
+
+class Collector:
+  """Groups in flight: bounded by who admits them, never dropped.
+
+  Args:
+    service, task, config: as for Executor.
+    problems: the training problems, by group number.
+  """
+
+  def __init__(self, service, task, config):
+    self.service, self.config = service, config
+    self.executor = Executor(service, task, config)
+    self._groups: dict[int, _Group] = {}
+
+  def open(self, number: int, problem: Problem, version: int) -> None:
+    """Starts a group; the core alone is asked at once."""
+    self._groups[number] = _Group(
+        number, problem, version, time.monotonic(),
+        self.service.submit(self.executor.alone(problem)), {})
+
+  def add(self, number: int, index: int, strategy: Strategy) -> None:
+    """Sends one member's strategy to the core."""
+    group = self._groups[number]
+    episode = Episode(group.problem, number, index, group.version, strategy)
+    draw = number * self.config.rl.group_size + index
+    group.members[index] = (strategy, self.service.submit(
+        self.executor.execute(episode, draw)))
+
+  def pending(self) -> list[dict]:
+    """Groups not yet taken, as plain data for a checkpoint."""
+    return [{'number': g.number, 'version': g.version,
+             'members': [dataclasses.asdict(g.members[i][0])
+                         for i in sorted(g.members)]}
+            for _, g in sorted(self._groups.items())]
+
+  def restore(self, data: dict, problem: Problem) -> None:
+    """Puts a pending group back; its paid calls come from the ledger."""
+    self.open(data['number'], problem, data['version'])
+    for index, member in enumerate(data['members']):
+      self.add(data['number'], index, Strategy(**{
+          **member, 'tokens': tuple(member['tokens']),
+          'logprobs': tuple(member['logprobs'])}))
+
+  def take(self, count: int, version: int) -> list[list[Episode]]:
+    """Waits for `count` groups and returns them scored, in group order.
+
+    In deterministic mode these are the oldest groups. Otherwise they are
+    those that would be too stale after this update, then the first to
+    complete.
+
+    Raises:
+      Stopped: a signal came while waiting; the groups stay pending.
+    """
+    while True:
+      chosen = self._choose(count, version)
+      if chosen is not None:
+        return [self._finish(self._groups.pop(n)) for n in sorted(chosen)]
+      interrupt.check()
+      time.sleep(0.002)
+
+  def _choose(self, count, version):
+    """Numbers of the groups to train on now, or None while waiting."""
+    rl = self.config.rl
+    order = sorted(self._groups)
+    if rl.deterministic:
+      wanted = order[:count]
+      return wanted if all(self._done(n) for n in wanted) else None
+    due = [n for n in order
+           if version - self._groups[n].version >= rl.max_staleness][:count]
+    ready = [n for n in order if n not in due and self._done(n)]
+    if all(self._done(n) for n in due) and len(due) + len(ready) >= count:
+      return (due + ready)[:count]
+    return None
+
+  def _done(self, number) -> bool:
+    group = self._groups[number]
+    futures = [group.alone, *(f for _, f in group.members.values())]
+    if time.monotonic() - group.opened > self.config.rl.deadline_s:
+      for future in futures:  # stragglers are lost
+        future.cancel()
+    return all(f.done() for f in futures)
+
+  def _finish(self, group: _Group) -> list[Episode]:
+    alone = None if group.alone.cancelled() else group.alone.result()
+    episodes = []
+    for index in sorted(group.members):
+      strategy, future = group.members[index]
+      if future.cancelled():
+        episode = Episode(group.problem, group.number, index, group.version,
+                          strategy, status=LOST, lost_reason='rl.deadline_s')
+      else:
+        episode = future.result()
+      if alone is None:  # without a base nobody knows what was degraded
+        episode = dataclasses.replace(
+            episode, status=LOST,
+            lost_reason=episode.lost_reason or 'core alone was lost')
+      else:
+        episode = dataclasses.replace(episode, base=alone[0],
+                                      base_usd=alone[1])
+      episodes.append(episode)
+    return executability.score_group(
+        episodes, self.config.reward, self.config.rl.reward,
+        self.config.guide.usd_per_1m_tokens / 1e6)

@@ -1,0 +1,218 @@
+"""GRPO on executability rewards, from problems to updates.
+
+The loop reads like the method: admit, sample, execute, score, compare within
+the group, update. Rewards of one batch are collected while the next one is
+sampled; at most `rl.max_staleness` + 1 batches are in flight, by admission,
+so no finished group is ever thrown away.
+
+Leaves guides/<rl.output> (checkpoint, metrics) and episodes/<rl.output>.jsonl.
+A checkpoint holds the strategies that were sampled and not yet trained on,
+so that a resumed run takes the very same updates.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import time
+
+import jax
+import numpy as np
+
+from exectune_jax import interrupt, progress
+from exectune_jax.cores.service import CoreService
+from exectune_jax.episode import LOST, MALFORMED, to_dict
+from exectune_jax.errors import UserError
+from exectune_jax.learning import batches, metrics, sharding, steps
+from exectune_jax.learning.advantages import group_advantages
+from exectune_jax.learning.learner import Learner
+from exectune_jax.rewards.collector import Collector
+from exectune_jax.sampling.sampler import Sampler
+from exectune_jax.tasks import load_problems, make_task
+
+
+def run(config, workdir):
+  """Runs the stage; see the module docstring."""
+  # -- set-up: problems, guide, compiled functions
+  rl = config.rl
+  task = make_task(config.task, config.core.shots)
+  problems = load_problems(task, 'train')
+  learner = Learner(config, workdir, rl)
+  guide, rows = learner.guide, rl.groups * rl.group_size
+  learner.check_rows(rl.micro_batch or rows, 'rl.groups * rl.group_size')
+  sampler = Sampler(guide.model, guide.end, guide.max_new_tokens, learner.mesh)
+  update = steps.compile_step(
+      steps.grpo_step(guide.model, learner.tx, guide.max_new_tokens,
+                      clip_low=rl.clip_low, clip_high=rl.clip_high,
+                      tis_cap=rl.tis_cap, temperature=rl.temperature, kl=rl.kl,
+                      micro_batch=rl.micro_batch),
+      learner.mesh, learner.where)
+  reference = Reference(learner, rl) if rl.kl else None
+
+  # -- resume: weights, position, then the groups that were in flight
+  state, extra, checkpoints = learner.start(rl.init, rl.output, 'rl')
+  step = int(state.step)
+  if step >= rl.steps:
+    progress.console.print(f'rl {rl.output}: done before')
+    checkpoints.close()
+    return
+  next_group = extra.get('next_group', 0)
+  writer = metrics.MetricsWriter(workdir / 'guides' / rl.output, step)
+  log = metrics.reopen(workdir / 'episodes' / f'{rl.output}.jsonl', step)
+  losses = collections.deque(maxlen=10)
+  late = None
+
+  def problem_of(group):
+    return problems[batches.permutation(len(problems), config.seed, group,
+                                        1)[0]]
+
+  with CoreService(config, workdir, f'rl:{rl.output}') as cores, \
+      progress.track(f'rl {rl.output}: steps', rl.steps, step,
+                     lambda: cores.ledger.spent_usd) as advance:
+    collector = Collector(cores, task, config)
+    for pending in extra.get('pending', []):
+      collector.restore(pending, problem_of(pending['number']))
+    try:
+      while step < rl.steps:
+        # 1. Admit and sample: each strategy goes to the core once decoded.
+        began = time.monotonic()
+        limit = min(step + 1 + rl.max_staleness, rl.steps) * rl.groups
+        while next_group < limit:
+          numbers = range(next_group, next_group + rl.groups)
+          chosen = [problem_of(n) for n in numbers]
+          for number, problem in zip(numbers, chosen, strict=True):
+            collector.open(number, problem, step)
+          for s in sampler.sample(
+              state.params, [guide.prompt(p) for p in chosen], numbers,
+              rl.group_size, seed=config.seed, temperature=rl.temperature):
+            collector.add(numbers[s.row], s.index,
+                          guide.read(s.tokens, s.logprobs, s.complete))
+          next_group += rl.groups
+        sampled = time.monotonic()
+
+        # 2. Execute and score: wait for the rewards of this step's groups.
+        groups = collector.take(rl.groups, step)
+        waited = time.monotonic()
+
+        # 3. Compare within groups, update.
+        batch = make_batch(groups, guide, rl)
+        if reference:
+          batch['reference_logp_BT'] = reference(batch)
+        state, values = update(state, learner.put(batch))
+        step += 1
+
+        # 4. Bookkeeping, while the update runs; metrics one step late.
+        note = _report(late, writer)
+        report = summarise(groups, batch, step)
+        report |= {'seconds_sampling': sampled - began,
+                   'seconds_waiting': waited - sampled,
+                   'usd_total': cores.ledger.spent_usd}
+        late = (step, values, report)
+        for episode in (e for group in groups for e in group):
+          log.write(json.dumps({'step': step, **to_dict(episode)}) + '\n')
+        log.flush()
+        if rl.show_every and (step == 1 or step % rl.show_every == 0):
+          progress.show_episode(groups[0][0], f'[{rl.output} step {step}]')
+        advance(1, note)
+        if step % rl.checkpoint_every == 0 or interrupt.requested():
+          checkpoints.save(state, {'next_group': next_group,
+                                   'pending': collector.pending()})
+        _check_losses(losses, report, groups, rl)
+        interrupt.check()
+    finally:
+      _report(late, writer)
+      # Whatever ended the loop, the updates that were done are kept.
+      checkpoints.save(state, {'next_group': next_group,
+                               'pending': collector.pending()})
+      writer.close()
+      log.close()
+      checkpoints.close()
+
+
+class Reference:
+  """Log-probs of the guide that RL started from, for the KL term."""
+
+  def __init__(self, learner, rl):
+    self.learner = learner
+    self.params = learner.weights(rl.init, 'rl.init')
+    guide = learner.guide
+    where = sharding.rows(learner.mesh)
+    self.score = jax.jit(
+        steps.reference_logprobs(guide.model, guide.max_new_tokens,
+                                 rl.temperature), out_shardings=where)
+
+  def __call__(self, batch):
+    return np.asarray(jax.device_get(
+        self.score(self.params, self.learner.put(batch))))
+
+
+def make_batch(groups, guide, rl) -> dict[str, np.ndarray]:
+  """Rows for the GRPO step, ordered by group and index.
+
+  A lost member, or one of a group with fewer than two others left, stays in
+  its row with valid_B = 0, so that the shape never changes.
+  """
+  episodes = [e for group in groups for e in group]
+  prompts = {}
+  for e in episodes:
+    if e.group not in prompts:
+      prompts[e.group] = guide.prompt(e.problem)
+  advantages, valid = [], []
+  for group in groups:
+    rewards = [np.nan if e.reward is None else e.reward.total for e in group]
+    a, v = group_advantages(rewards, rl.advantage, rl.baseline,
+                            group[0].base or 0.0)
+    advantages.extend(a)
+    valid.extend(v)
+  batch = batches.pack_rows([prompts[e.group] for e in episodes],
+                            [e.strategy.tokens for e in episodes])
+  return {**batch,
+          'sampler_logp_BT': batches.pad_slots(
+              [e.strategy.logprobs for e in episodes], guide.max_new_tokens),
+          'advantage_B': np.array(advantages, np.float32),
+          'valid_B': np.array(valid, np.float32)}
+
+
+def summarise(groups, batch, step) -> dict[str, float]:
+  """Reward statistics of one step; rates are over episodes not lost."""
+  episodes = [e for group in groups for e in group]
+  known = [e for e in episodes if e.status != LOST]
+  n = max(1, len(known))
+  bases = {e.group: e.base for e in known}
+  report = {
+      'reward': sum(e.reward.total for e in known) / n,
+      'success': sum(e.success for e in known) / n,
+      'malformed': sum(e.status == MALFORMED for e in known) / n,
+      'leaks': sum(e.leaks for e in known) / n,
+      'degraded': sum(e.base > e.success for e in known) / n,
+      'core_alone': sum(bases.values()) / max(1, len(bases)),
+      'lost': 1 - len(known) / len(episodes),
+      'no_signal': float(np.mean([
+          not np.any(a) for a in np.split(batch['advantage_B'],
+                                          len(groups))])),
+      'staleness': float(np.mean([step - 1 - g[0].version for g in groups])),
+      'strategy_tokens': float(np.mean(batch['completion_len_B']))}
+  for part in ('exec', 'judge', 'leak', 'degrade', 'cost'):
+    report[f'part_{part}'] = sum(e.reward.parts.get(part, 0.0)
+                                 for e in known) / n
+  return report
+
+
+def _report(late, writer) -> str:
+  if late is None:
+    return ''
+  step, values, report = late
+  writer.write(step, {**jax.device_get(values), **report})
+  return f'reward {report["reward"]:.3f}, success {report["success"]:.3f}'
+
+
+def _check_losses(losses, report, groups, rl):
+  """Stops a run whose core mostly fails, with the reason."""
+  losses.append(report['lost'])
+  if np.mean(losses) > rl.max_lost_fraction:
+    reason = next(e.lost_reason for g in groups for e in g
+                  if e.status == LOST) if report['lost'] else 'earlier steps'
+    raise UserError(
+        f'rl.max_lost_fraction={rl.max_lost_fraction:g}: {np.mean(losses):.0%} '
+        f'of the last {len(losses)} steps were lost ({reason}); mend the core '
+        'and run the same command to go on')
