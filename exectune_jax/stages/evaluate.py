@@ -1,0 +1,178 @@
+"""Every system on the same held-out problems, paired.
+
+Systems: core_alone; step_by_step and generic (one fixed text as strategy);
+base, sft, advisor, exectune (any folder of guides/); large_core alone. All
+share core parameters and worked examples. Guides decode greedily for
+accuracy, and at temperature 1 for executability.
+
+Leaves report.json, report.html, frontier.png and evaluate/*.jsonl.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+
+from exectune_jax import interrupt, progress, prompts
+from exectune_jax.cores.service import CoreService
+from exectune_jax.episode import (LOST, Episode, Strategy, from_dict, to_dict)
+from exectune_jax.errors import UserError
+from exectune_jax.learning.checkpoint import Checkpoints
+from exectune_jax.learning.learner import Learner
+from exectune_jax.report import page, summary
+from exectune_jax.rewards.collector import Executor
+from exectune_jax.sampling.sampler import Sampler
+from exectune_jax.tasks import load_problems, make_task
+
+FIXED = {'generic': prompts.GENERIC_STRATEGY,
+         'step_by_step': prompts.STEP_BY_STEP}
+UNGUIDED = ('core_alone', 'large_core', *FIXED)
+
+
+def run(config, workdir):
+  """Runs the stage; see the module docstring."""
+  systems = config.evaluate.systems
+  if 'core_alone' not in systems:
+    raise UserError(f'evaluate.systems={tuple(systems)}: needs core_alone, '
+                    'which the others are compared with')
+  if 'large_core' in systems and not config.large_core.name:
+    raise UserError("large_core.name='': name the core that evaluate.systems "
+                    'asks for')
+  (workdir / 'evaluate').mkdir(exist_ok=True)
+  learner = None
+  if set(systems) - set(UNGUIDED):
+    learner = Learner(config, workdir, config.rl)
+  with CoreService(config, workdir, 'evaluate') as cores:
+    results = [_task_report(config, config.evaluate.split, learner, cores,
+                            workdir)]
+    if config.evaluate.transfer:
+      results.append(_task_report(_transfer(config), 'all', learner, cores,
+                                  workdir))
+  _publish(results, config, workdir)
+
+
+def _task_report(config, split, learner, cores, workdir):
+  """(report, episodes of every system) for one task."""
+  task = make_task(config.task, config.core.shots)
+  problems = load_problems(task, split)
+  greedy, sampled, lengths = {}, {}, {}
+  for name in config.evaluate.systems:
+    draws = [('greedy', 1, 0.0)]
+    if name not in UNGUIDED and config.evaluate.alpha_samples:
+      draws.append(('sampled', config.evaluate.alpha_samples, 1.0))
+    for kind, count, temperature in draws:
+      path = (workdir / 'evaluate'
+              / f'{config.task.name.replace(":", ".")}_{name}_{kind}.jsonl')
+      episodes = _attempts(name, problems, count, temperature, learner, cores,
+                           config, path)
+      field = 'large_core' if name == 'large_core' else 'core'
+      executor = Executor(cores, task, config, field)
+      done = cores.run(_execute(f'{name}, {kind}', episodes, executor, cores))
+      path.write_text(''.join(json.dumps(row) + '\n' for row in
+                              [_stamp(name, workdir), *map(to_dict, done)]))
+      (greedy if kind == 'greedy' else sampled)[name] = done
+    if name not in UNGUIDED:
+      lengths[name] = [len(learner.guide.prompt(p)) for p in problems]
+  report = summary.summarise(
+      config.task.name, config.core.name, greedy, sampled, lengths,
+      config.guide.usd_per_1m_tokens / 1e6)
+  return report, greedy
+
+
+def _attempts(name, problems, count, temperature, learner, cores, config,
+              path):
+  """Episodes with strategies, not yet executed; reused if still current."""
+  if name in UNGUIDED:
+    body = FIXED.get(name)
+    strategy = Strategy(body, body) if body else None
+    return [Episode(p, strategy=strategy) for p in problems]
+  held = _read(path, _stamp(name, path.parent.parent))
+  if [(e.problem, e.index) for e in held] == [
+      (p, i) for p in problems for i in range(count)]:
+    return [Episode(e.problem, index=e.index, strategy=e.strategy)
+            for e in held]
+  guide, params = learner.guide, learner.weights(name, 'evaluate.systems')
+  sampler = Sampler(guide.model, guide.end, guide.max_new_tokens, learner.mesh)
+  episodes = []
+  size = config.evaluate.batch_size
+  with progress.track(f'{name}: strategies', len(problems) * count,
+                      spent=lambda: cores.ledger.spent_usd) as advance:
+    for first in range(0, len(problems), size):
+      interrupt.check()
+      part = problems[first:first + size]
+      # A full batch every time, so that one program serves all.
+      padded = [*part, *[part[-1]] * (min(size, len(problems)) - len(part))]
+      found = {}
+      for s in sampler.sample(params, [guide.prompt(p) for p in padded],
+                              range(first, first + len(padded)), count,
+                              seed=config.seed, temperature=temperature):
+        found[s.row, s.index] = guide.read(s.tokens, s.logprobs, s.complete)
+      episodes += [Episode(p, index=i, strategy=found[row, i])
+                   for row, p in enumerate(part) for i in range(count)]
+      advance(len(part) * count)
+  return episodes
+
+
+async def _execute(title, episodes, executor, cores):
+  """All episodes through core and grader, in order."""
+  with progress.track(title, len(episodes),
+                      spent=lambda: cores.ledger.spent_usd) as advance:
+    async def one(episode):
+      done = await executor.execute(episode, episode.index)
+      advance()
+      return done
+    return await asyncio.gather(*[one(e) for e in episodes])
+
+
+def _transfer(config):
+  """The same run on a task that was never trained on."""
+  config = config.copy_and_resolve_references()
+  config.task.name = config.evaluate.transfer
+  config.task.data_dir = config.evaluate.transfer_data_dir
+  config.task.max_number = config.evaluate.transfer_max_number
+  return config
+
+
+def _stamp(name, workdir) -> dict:
+  """Which weights wrote the strategies of a file."""
+  if name in UNGUIDED:
+    return {'guide': None}
+  checkpoints = Checkpoints(workdir / 'guides' / name)
+  step = checkpoints.latest()
+  checkpoints.close()
+  return {'guide': name, 'step': step}
+
+
+def _read(path, stamp) -> list[Episode]:
+  if not path.exists():
+    return []
+  try:
+    first, *rows = (json.loads(x) for x in path.read_text().splitlines())
+  except json.JSONDecodeError:  # cut short by a kill; sampled again
+    return []
+  return [from_dict(row) for row in rows] if first == stamp else []
+
+
+def _publish(results, config, workdir):
+  """Writes the report files and prints the tables."""
+  reports = [report for report, _ in results]
+  whole = dict(reports[0])
+  if len(reports) > 1:
+    whole['transfer'] = reports[1]
+  (workdir / 'report.json').write_text(json.dumps(whole, indent=2) + '\n')
+  figure = page.frontier(reports)
+  figure.savefig(workdir / 'frontier.png', dpi=120)
+  last = config.evaluate.systems[-1]
+  shown = [dataclasses.replace(e, base=float(alone.success))
+           for e, alone in zip(results[0][1][last], results[0][1]['core_alone'],
+                               strict=True) if e.status != LOST]
+  (workdir / 'report.html').write_text(page.page(
+      reports, {last: shown[:20]}, figure, str(config)))
+  for e in shown[:config.evaluate.show_episodes]:
+    progress.show_episode(e, f'[{last}]')
+  for report in reports:
+    for table in page.tables(report):
+      progress.console.print(table)
+  progress.console.print(f'written: {workdir}/report.json, report.html, '
+                         'frontier.png')
