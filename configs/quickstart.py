@@ -5,10 +5,11 @@
       --workdir runs/quickstart
 """
 
-from exectune_jax.config import default_config
+from exectune_jax.config import default_config, parse_arg, runlocal
 
 
-def get_config():
+def get_config(arg=''):
+  arg = parse_arg(arg, runlocal=False)
   config = default_config()
   config.task.families = ('one_step', 'units', 'two_step')
   config.task.max_number = 12
@@ -21,4 +22,4 @@ def get_config():
   config.sft.steps = 60
   config.sft.examples = 300
   config.rl.steps = 60
-  return config
+  return runlocal(config) if arg.runlocal else config

@@ -254,3 +254,49 @@ def _flat(tree: dict, prefix: str = '') -> dict:
     else:
       flat[prefix + key] = value
   return flat
+
+
+def parse_arg(arg: str, **spec):
+  """Reads a config's argument string, such as 'runlocal,group=16'.
+
+  Args:
+    arg: comma-separated key or key=value items.
+    spec: the keys and their defaults, whose types the values get.
+
+  Returns:
+    A ConfigDict with every key of spec.
+  """
+  values = dict(spec)
+  for item in filter(None, (arg or '').split(',')):
+    key, given, value = item.partition('=')
+    if key not in spec:
+      raise UserError(f"config argument '{item}': choose from "
+                      f'{", ".join(spec)}')
+    kind = type(spec[key])
+    try:
+      values[key] = (value.lower() in ('', '1', 'true') if kind is bool
+                     else kind(value))
+    except ValueError as e:
+      raise UserError(f"config argument '{item}': needs {kind.__name__}") from e
+    if kind is not bool and not given:
+      raise UserError(f"config argument '{item}': write {key}=value")
+  return ml_collections.ConfigDict(values)
+
+
+def runlocal(config):
+  """Shrinks any config to a smoke run: seconds, offline, two steps each."""
+  config.task.update(name='word_problems', train_size=60, validation_size=8,
+                     test_size=12, families=('one_step', 'units'))
+  for field, name in (('core', 'toy:small'), ('teacher', 'scripted'),
+                      ('judge', ''), ('large_core', '')):
+    config[field] = core_section(name)
+  config.guide.update(size='tiny', checkpoint='', max_new_tokens=32,
+                      max_prompt_tokens=64, compute_dtype='float32')
+  config.mesh = dict(data=-1, fsdp=1, tensor=1)
+  config.collect.problems = 30
+  config.sft.update(steps=2, base_steps=2, batch_size=8, micro_batch=0)
+  config.rl.update(steps=2, groups=2, group_size=2, micro_batch=0)
+  config.evaluate.update(
+      batch_size=12, transfer='', alpha_samples=1,
+      systems=tuple(s for s in config.evaluate.systems if s != 'large_core'))
+  return config

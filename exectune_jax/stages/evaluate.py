@@ -126,11 +126,12 @@ async def _execute(title, episodes, executor, cores):
 
 
 def _transfer(config):
-  """The same run on a task that was never trained on."""
+  """The same systems on a task that was never trained on; greedy only."""
   config = config.copy_and_resolve_references()
   config.task.name = config.evaluate.transfer
   config.task.data_dir = config.evaluate.transfer_data_dir
   config.task.max_number = config.evaluate.transfer_max_number
+  config.evaluate.alpha_samples = 0
   return config
 
 

@@ -1,0 +1,262 @@
+"""Ledger and client, with scripted cores."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from exectune_jax.cores.base import (CoreReply, CoreRequest, FatalError,
+                                     RequestError, RetryableError,
+                                     UnreachableError)
+from exectune_jax.cores import prices, service
+from exectune_jax.cores.client import CoreClient
+from exectune_jax.cores.ledger import Ledger
+from exectune_jax.errors import BudgetExhausted, Lost, UserError
+
+
+class Scripted:
+  """Plays a list of replies and errors; the last one for ever."""
+
+  name, usd_per_1m = 'scripted:core', (1.0, 2.0)
+
+  def __init__(self, *script, delay=0.0):
+    self.script, self.delay, self.times = list(script), delay, []
+    self.flying = self.most = 0
+
+  async def generate(self, request):
+    self.times.append(time.monotonic())
+    self.flying += 1
+    self.most = max(self.most, self.flying)
+    await asyncio.sleep(self.delay)
+    self.flying -= 1
+    step = self.script[min(len(self.times), len(self.script)) - 1]
+    if isinstance(step, Exception):
+      raise step
+    return step
+
+  async def close(self):
+    pass
+
+
+def reply(text='7', usd=0.25):
+  return CoreReply(text, 'stop', 10, 2, usd, 0.1)
+
+
+def request(text='q', sample=0, temperature=0.0):
+  return CoreRequest((('user', text),), temperature, 16, (), sample)
+
+
+@pytest.fixture
+def ledger(tmp_path):
+  with_ledger = Ledger(tmp_path / 'l.sqlite')
+  yield with_ledger
+  with_ledger.close()
+
+
+def play(core, ledger, settings, *requests, field='core'):
+  async def run():
+    client = CoreClient(core, ledger, settings, 'test', field)
+    return await asyncio.gather(*[client.call(r) for r in requests],
+                                return_exceptions=True)
+  return asyncio.run(run())
+
+
+def test_paid_once_and_remembered(config, ledger, tmp_path):
+  core = Scripted(reply(), delay=0.02)
+  answers = play(core, ledger, config.core, *[request()] * 20)
+  assert answers == [reply()] * 20
+  assert len(core.times) == 1  # single flight
+  assert play(core, ledger, config.core, request()) == [reply()]
+  assert len(core.times) == 1
+  assert ledger.spent_usd == 0.25
+  again = Ledger(tmp_path / 'l.sqlite')
+  assert (again.spent_usd, again.count()) == (0.25, 1)
+  again.close()
+
+
+def test_draws_are_distinct_only_above_temperature_zero(config):
+  config.core.temperature = 0.7
+  warm = [CoreRequest.build(config.core, (('user', 'q'),), i).key('c')
+          for i in range(3)]
+  config.core.temperature = 0.0
+  cold = [CoreRequest.build(config.core, (('user', 'q'),), i).key('c')
+          for i in range(3)]
+  assert len(set(warm)) == 3
+  assert len(set(cold)) == 1
+  other = CoreRequest.build(config.core, (('user', 'q'),)).key('other')
+  assert other != cold[0]
+
+
+def test_retries_then_succeeds(config, ledger):
+  core = Scripted(RetryableError('429', 0.0), RetryableError('500', 0.0),
+                  reply())
+  assert play(core, ledger, config.core, request()) == [reply()]
+  assert len(core.times) == 3
+
+
+def test_retry_after_is_honoured(config, ledger):
+  core = Scripted(RetryableError('429', 0.4), reply())
+  play(core, ledger, config.core, request())
+  assert core.times[1] - core.times[0] >= 0.4
+
+
+@pytest.mark.parametrize('script, tries', [
+    (RetryableError('500', 0.0), 5), (RequestError('400'), 1)])
+def test_hopeless_requests_are_lost_not_zero(config, ledger, script, tries):
+  core = Scripted(script)
+  (outcome,) = play(core, ledger, config.core, request())
+  assert isinstance(outcome, Lost)
+  assert len(core.times) == tries
+  assert ledger.count() == 0
+
+
+def test_hanging_core_meets_the_deadline(config, ledger):
+  config.core.timeout_s, config.core.deadline_s = 60.0, 0.2
+  began = time.monotonic()
+  (outcome,) = play(Scripted(reply(), delay=30), ledger, config.core,
+                    request())
+  assert isinstance(outcome, Lost) and 'deadline_s' in str(outcome)
+  assert time.monotonic() - began < 2
+
+
+def test_one_hanging_try_is_retried(config, ledger):
+  config.core.timeout_s, config.core.attempts = 0.05, 2
+  core = Scripted(reply(), delay=1)
+  (outcome,) = play(core, ledger, config.core, request())
+  assert isinstance(outcome, Lost) and 'no reply in' in str(outcome)
+  assert len(core.times) == 2
+
+
+@pytest.mark.parametrize('error', [FatalError('401'),
+                                   UnreachableError('refused', 0.0)])
+def test_what_no_request_can_survive_names_the_field(config, ledger, error):
+  (outcome,) = play(Scripted(error), ledger, config.core, request(),
+                    field='teacher')
+  assert isinstance(outcome, UserError)
+  assert "teacher.name='scripted:core'" in str(outcome)
+
+
+def test_server_that_dies_later_loses_calls_only(config, ledger):
+  core = Scripted(reply(), UnreachableError('refused', 0.0))
+  config.core.concurrency = 1
+  outcomes = play(core, ledger, config.core, request('a'), request('b'))
+  assert outcomes[0] == reply()
+  assert isinstance(outcomes[1], Lost)
+
+
+def test_concurrency_is_bounded(config, ledger):
+  config.core.concurrency = 3
+  core = Scripted(reply(), delay=0.01)
+  play(core, ledger, config.core, *[request(str(i)) for i in range(12)])
+  assert core.most == 3
+
+
+def test_budget_stops_before_it_is_passed_and_survives_restart(
+    config, tmp_path):
+  # A reply costs 0.25; the most a call could cost is far less than that.
+  path = tmp_path / 'l.sqlite'
+  ledger = Ledger(path, budget_usd=0.6)
+  core = Scripted(reply())
+  config.core.concurrency = 1
+  outcomes = play(core, ledger, config.core,
+                  *[request(str(i)) for i in range(5)])
+  assert [isinstance(o, BudgetExhausted) for o in outcomes] == [
+      False, False, False, True, True]
+  ledger.close()
+  ledger = Ledger(path, budget_usd=0.6)
+  (outcome,) = play(core, ledger, config.core, request('new'))
+  assert isinstance(outcome, BudgetExhausted)
+  assert play(core, ledger, config.core, request('0')) == [reply()]
+  ledger.close()
+
+
+def test_calls_in_flight_are_reserved(tmp_path):
+  ledger = Ledger(tmp_path / 'l.sqlite', budget_usd=1.0)
+  ledger.reserve(0.7)
+  with pytest.raises(BudgetExhausted, match='budget_usd=1'):
+    ledger.reserve(0.4)
+  ledger.release(0.7)
+  ledger.reserve(0.4)
+  ledger.close()
+
+
+_KILLED = """
+import sys
+from exectune_jax.cores.base import CoreReply, CoreRequest
+from exectune_jax.cores.ledger import Ledger
+ledger = Ledger(sys.argv[1])
+for i in range(10**6):
+  r = CoreRequest((('user', str(i)),), 0.0, 1)
+  ledger.put(r.key('c'), 'c', 's', r, CoreReply(str(i), 'stop', 1, 1, 1.0, 0.))
+  print(i, flush=True)
+"""
+
+
+def test_kill_nine_loses_nothing_committed(tmp_path):
+  path = tmp_path / 'l.sqlite'
+  child = subprocess.Popen([sys.executable, '-c', _KILLED, str(path)],
+                           stdout=subprocess.PIPE, text=True)
+  for line in child.stdout:
+    seen = int(line)
+    if seen >= 200:
+      break
+  os.kill(child.pid, signal.SIGKILL)
+  child.wait()
+  ledger = Ledger(path)
+  assert ledger.count() >= seen + 1
+  assert ledger.spent_usd == ledger.count()
+  key = CoreRequest((('user', str(seen)),), 0.0, 1).key('c')
+  assert ledger.get(key).text == str(seen)
+  ledger.close()
+
+
+def test_damaged_ledger_is_one_clear_error(tmp_path):
+  path = tmp_path / 'l.sqlite'
+  path.write_bytes(b'not a database' * 100)
+  with pytest.raises(UserError, match='l.sqlite'):
+    Ledger(path)
+
+
+def test_ledger_is_safe_across_threads(tmp_path):
+  ledger = Ledger(tmp_path / 'l.sqlite')
+  def work(n):
+    for i in range(50):
+      r = request(f'{i}')  # the same fifty from every thread
+      ledger.put(r.key('c'), 'c', 's', r, reply(str(n), usd=1.0))
+  threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+  [t.start() for t in threads]
+  [t.join() for t in threads]
+  assert (ledger.count(), ledger.spent_usd) == (50, 50.0)
+  ledger.close()
+
+
+@pytest.mark.parametrize('name', ['', 'gpt-5', 'openai:', 'acme:model',
+                                  'toy:medium'])
+def test_unknown_core_names(name):
+  with pytest.raises(UserError, match='name='):
+    service.make_core(name, (0, 0))
+
+
+def test_prices(config):
+  config.core.name = 'gemini:gemini-2.5-flash'
+  assert prices.lookup(config.core, 'core') == (0.30, 2.50)
+  config.core.usd_per_1m_input = 1.0
+  config.core.usd_per_1m_output = 4.0
+  assert prices.lookup(config.core, 'core') == (1.0, 4.0)
+  config.judge.name = 'openai:unheard-of'
+  with pytest.raises(UserError, match='judge.usd_per_1m_input'):
+    prices.lookup(config.judge, 'judge')
+
+
+def test_service_returns_results_and_closes(config, tmp_path):
+  with service.CoreService(config, tmp_path, 'test') as cores:
+    client = cores.client('core')
+    assert cores.client('core') is client
+    question = CoreRequest((('user', 'Problem: x\nStrategy: 2 + 3'),), 0., 50)
+    assert cores.run(client.call(question)).text.endswith('answer is 5.')
+    assert cores.ledger.count() == 1
