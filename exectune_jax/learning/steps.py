@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from exectune_jax.learning import losses, sharding
+from exectune_jax.models.transformer import init_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,6 @@ def optimizer(section, learning_rate: float, warmup_steps: int):
 
 def state_shardings(model, tx, mesh):
   """Abstract state and where each leaf lives."""
-  from exectune_jax.models.transformer import init_params
   def make():
     params = init_params(model, jax.random.key(0))
     return TrainState(params, tx.init(params), jnp.zeros((), jnp.int32))
@@ -139,6 +139,6 @@ def _update(state, tx, loss, batch, tokens, micro_batch):
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   metrics = {'loss': total / tokens, 'tokens': tokens,
-             'grad_norm': optax.global_norm(grads),
+             'grad_norm': optax.tree.norm(grads),
              **{name: value / tokens for name, value in sums.items()}}
   return TrainState(params, opt_state, state.step + 1), metrics

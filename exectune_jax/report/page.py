@@ -7,15 +7,17 @@ import html
 import io
 from collections.abc import Sequence
 
+import rich.box
 from rich.table import Table
 
 from exectune_jax.episode import Episode
 
-COLUMNS = (('accuracy', 'accuracy'), ('95% interval', 'ci95'),
-           ('alpha', 'executability'), ('malformed', 'malformed_rate'),
-           ('degraded', 'degraded_rate'), ('leaks', 'leak_rate'),
-           ('guide tokens', 'guide_tokens'), ('core tokens', 'core_tokens'),
-           ('$ per 1,000', 'usd_per_1k'))
+# heading, key in report.json; the terminal table fits 80 columns
+COLUMNS = (('acc %', 'accuracy'), ('95% CI', 'ci95'),
+           ('alpha', 'executability'), ('malf.', 'malformed_rate'),
+           ('degr.', 'degraded_rate'), ('leak', 'leak_rate'),
+           ('guide', 'guide_tokens'), ('core', 'core_tokens'),
+           ('$/1k', 'usd_per_1k'))
 
 
 def rows(report: dict) -> list[list[str]]:
@@ -88,7 +90,8 @@ def page(reports: Sequence[dict], episodes: dict[str, Sequence[Episode]],
     parts.append('<h3>Paired differences in points</h3>' + _html_table(
         ['pair', 'difference', '95% interval', 'McNemar p'],
         pair_rows(report)))
-  parts.append('<p>alpha: share of strategies sampled at temperature 1 with '
+  parts.append('<p>Rates in percent. guide, core: tokens per problem. $/1k: '
+               'dollars per 1,000 problems, guide and core. alpha: share of strategies sampled at temperature 1 with '
                'which the core succeeds. A malformed strategy counts as '
                'wrong. degraded: the core was right alone and wrong with the '
                'strategy.</p><h2>Episodes</h2>')
@@ -120,7 +123,8 @@ def _html_episode(e: Episode) -> str:
 
 
 def _table(title, columns, body) -> Table:
-  table = Table(title=title, title_justify='left')
+  table = Table(title=title, title_justify='left', box=rich.box.SIMPLE,
+                padding=(0, 1, 0, 0))
   for i, column in enumerate(columns):
     table.add_column(column, justify='right' if i else 'left', no_wrap=not i)
   for row in body:
@@ -139,9 +143,9 @@ def _show(key: str, value) -> str:
   if value is None:
     return '-'
   if key == 'ci95':
-    return f'{100 * value[0]:.1f} to {100 * value[1]:.1f}'
+    return f'{100 * value[0]:.1f}-{100 * value[1]:.1f}'
   if key in ('guide_tokens', 'core_tokens'):
     return f'{value:.0f}'
   if key == 'usd_per_1k':
-    return f'{value:.4f}'
+    return f'{value:.4g}'
   return f'{100 * value:.1f}'

@@ -16,7 +16,9 @@ def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
   centre = (p + z * z / (2 * n)) / (1 + z * z / n)
   half = (z / (1 + z * z / n)) * math.sqrt(
       p * (1 - p) / n + z * z / (4 * n * n))
-  return max(0.0, centre - half), min(1.0, centre + half)
+  # At the edges the interval touches 0 and 1; rounding must not miss them.
+  return (0.0 if successes == 0 else centre - half,
+          1.0 if successes == n else centre + half)
 
 
 def paired_difference(a: Sequence[bool], b: Sequence[bool], z: float = Z95

@@ -73,18 +73,20 @@ class Executor:
       leaks = leaks or judged
     return dataclasses.replace(episode, leaks=leaks, judge=quality)
 
-  async def alone(self, problem: Problem) -> tuple[float, float] | None:
-    """(mean success, mean dollars) of the core alone; None if lost.
+  async def alone(self, problem: Problem) -> tuple[float, float]:
+    """(mean success, mean dollars) of the core alone.
 
-    All `samples_alone` draws must be known, as any other subset would
-    depend on which calls happened to fail.
+    Raises:
+      Lost: a draw is not known. All `samples_alone` must be, as any other
+        subset would depend on which calls happened to fail.
     """
     settings = self.settings
     draws = settings.samples_alone if settings.temperature > 0 else 1
     done = await asyncio.gather(*[self.execute(Episode(problem), i)
                                   for i in range(draws)])
-    if any(e.status == LOST for e in done):
-      return None
+    for e in done:
+      if e.status == LOST:
+        raise Lost(f'core alone: {e.lost_reason}')
     return (statistics.fmean(e.success for e in done),
             statistics.fmean(e.execution.usd for e in done))
 
@@ -104,7 +106,6 @@ class Collector:
 
   Args:
     service, task, config: as for Executor.
-    problems: the training problems, by group number.
   """
 
   def __init__(self, service, task, config):
@@ -181,7 +182,12 @@ class Collector:
     return all(f.done() for f in futures)
 
   def _finish(self, group: _Group) -> list[Episode]:
-    alone = None if group.alone.cancelled() else group.alone.result()
+    alone, reason = None, 'rl.deadline_s'
+    if not group.alone.cancelled():
+      try:
+        alone = group.alone.result()
+      except Lost as e:
+        reason = str(e)
     episodes = []
     for index in sorted(group.members):
       strategy, future = group.members[index]
@@ -191,9 +197,8 @@ class Collector:
       else:
         episode = future.result()
       if alone is None:  # without a base nobody knows what was degraded
-        episode = dataclasses.replace(
-            episode, status=LOST,
-            lost_reason=episode.lost_reason or 'core alone was lost')
+        episode = dataclasses.replace(episode, status=LOST,
+                                      lost_reason=reason)
       else:
         episode = dataclasses.replace(episode, base=alone[0],
                                       base_usd=alone[1])
