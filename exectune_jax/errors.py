@@ -8,6 +8,10 @@ class UserError(Exception):
   """
 
 
+class UsageError(UserError):
+  """The command line itself is wrong; exit code 2."""
+
+
 class Stopped(Exception):  # noqa: N818
   """Ctrl-C or SIGTERM was seen at a safe point; all work is on disk."""
 

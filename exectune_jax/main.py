@@ -18,7 +18,7 @@ from ml_collections import config_flags
 
 from exectune_jax import config as config_lib
 from exectune_jax import interrupt, progress
-from exectune_jax.errors import Stopped, UserError
+from exectune_jax.errors import Stopped, UsageError, UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, with arguments after a colon.')
@@ -27,7 +27,7 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Where results are kept.')
 
 def main(argv):
   if len(argv) > 1:
-    raise UserError(f'unexpected argument {argv[1]!r}; fields are set with '
+    raise UsageError(f'unexpected argument {argv[1]!r}; fields are set with '
                     '--config.name=value')
   config, workdir = _CONFIG.value, prepare(_CONFIG.value, _WORKDIR.value)
   interrupt.install()
@@ -42,9 +42,9 @@ def main(argv):
 def prepare(config, workdir: str | None) -> pathlib.Path:
   """Checks flags and config, sets up JAX, returns the workdir."""
   if config is None or workdir is None:
-    raise UserError('--config and --workdir are required, as in: python -m '
-                    'exectune_jax.main --config configs/quickstart.py '
-                    '--workdir runs/quickstart')
+    raise UsageError('--config and --workdir are required, as in: python -m '
+                     'exectune_jax.main --config configs/quickstart.py '
+                     '--workdir runs/quickstart')
   config_lib.validate(config)
   folder = pathlib.Path(workdir).expanduser()
   try:
@@ -78,7 +78,7 @@ def run():
   try:
     main(argv)
   except UserError as e:
-    _fail(str(e), 1)
+    _fail(str(e), 2 if isinstance(e, UsageError) else 1)
   except (Stopped, KeyboardInterrupt) as e:
     _fail(f'stopped by {e or "Ctrl-C"}; everything so far is saved, the same '
           'command continues', 1)

@@ -73,6 +73,9 @@ stop() {
 case ${1:-} in
   start) start "${2:-}" ;;
   stop) stop ;;
-  status) running && healthy && echo "running on port $PORT" || die 'not running' ;;
+  status)
+    if running && healthy; then echo "running on port $PORT"; else
+      die 'not running'
+    fi ;;
   *) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac

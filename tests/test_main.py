@@ -65,7 +65,7 @@ BAD = [
     (['--config.rl.setps=3'], 2, 'setps'),
     (['--config.rl.steps=many'], 2, 'many'),
     (['--config.rl.steps=0'], 1, 'rl.steps=0'),
-    (['stray'], 1, "unexpected argument 'stray'"),
+    (['stray'], 2, "unexpected argument 'stray'"),
     (['--no_such_flag=1'], 2, 'no_such_flag'),
     (['--config.stages=dance'], 1, "unknown stage 'dance'"),
     (['--config.stages=rl'], 1, "rl.init='sft'"),
