@@ -12,10 +12,12 @@ hour on 2 CPU cores.
 
 Problems: word_problems, one step with an irrelevant number and unit
 conversion, numbers up to 9, + and * only: on training problems this core got
-3 of 11 subtractions right even with the bare expression as strategy. Set --config.evaluate.transfer=svamp and
+3 of 11 subtractions right even with the bare expression as strategy.
+
+Transfer, never trained on: --config.evaluate.transfer=svamp together with
 --config.evaluate.transfer_data_dir (a directory with upstream's SVAMP.json
-as svamp.json) to test on SVAMP problems with numbers up to 12 as well, which
-are never trained on. Prices are notional: a local core has none.
+as svamp.json) adds SVAMP problems with numbers up to 12. Prices are
+notional: a local core has none.
 """
 
 from exectune_jax.config import default_config, parse_arg, runlocal

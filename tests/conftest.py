@@ -7,7 +7,8 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 os.environ.setdefault('TFDS_DATA_DIR', '/tmp/exectune_jax_tests/tfds')
 # Programs are compiled once for all tests and their child processes.
-os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', '/tmp/exectune_jax_tests/xla')
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR',
+                      '/tmp/exectune_jax_tests/xla')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
 for name in ('OPENAI_API_KEY', 'GEMINI_API_KEY', 'GOOGLE_API_KEY'):
   os.environ.pop(name, None)

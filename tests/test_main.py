@@ -1,7 +1,6 @@
 """The command line, as a user types it."""
 
 import json
-import os
 import pathlib
 import signal
 import subprocess

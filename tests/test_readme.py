@@ -27,8 +27,8 @@ def test_the_task_class_of_the_readme_runs(tmp_path):
 
 def test_paths_and_fields_that_are_named_exist():
   from exectune_jax import config as config_lib
-  for path in re.findall(r'`?((?:configs|launch|colabs|exectune_jax)/[\w./]+\w)',
-                         README):
+  for path in re.findall(
+      r'`?((?:configs|launch|colabs|exectune_jax)/[\w./]+\w)', README):
     assert 'NAME' in path or (ROOT / path).exists(), path
   config = config_lib.default_config()
   for field in re.findall(r'--config\.([\w.]+\w)=', README):

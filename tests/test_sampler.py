@@ -88,7 +88,8 @@ def test_finished_samples_come_out_before_the_rest(setup):
   lengths = [len(s.tokens) for s in sampler.sample(
       params, PROMPTS, range(4), 16, seed=0, temperature=1.0)]
   assert lengths[0] < max(lengths)
-  chunks = [max(n - 2, 0) // 8 for n in lengths]  # first token, then chunks of 8
+  # the first token comes with the prefill, then chunks of 8
+  chunks = [max(n - 2, 0) // 8 for n in lengths]
   assert chunks == sorted(chunks)
 
 

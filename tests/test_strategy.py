@@ -42,7 +42,8 @@ def test_episode_survives_json():
   full = Episode(
       Problem('p', 'q?', '7', (PlanStep('3', '+', '4', 'add'),), ('t',)),
       group=3, index=2, version=5,
-      strategy=Strategy('<strategy>x</strategy>', 'x', '', (1, 2), (-0.1, -2.0)),
+      strategy=Strategy('<strategy>x</strategy>', 'x', '', (1, 2),
+                        (-0.1, -2.0)),
       execution=Execution('7', 'stop', 10, 2, 1e-5, 0.2),
       verdict=Verdict(True, '7'), leaks=True, base=0.25, base_usd=1e-6,
       judge=0.5, reward=Reward(0.9, {'exec': 0.9}))

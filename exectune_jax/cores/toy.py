@@ -2,14 +2,18 @@
 
 It reads the prompt that any core reads, and nothing else. What it can do:
 
-| given | what it does |
-|---|---|
-| 'A * B = ?, then ? + C' | carries out each step, `step` right per step |
-| '(A * B + C) / D' | the same, but each further operator in one line is right only with `nested` |
-| 'Multiply A by B, then add C' | turns words into an operator, `named` right per step |
-| 'Multiply the boxes by ...' | as above, and takes the numbers from the problem in order: `verbal` right per step, and irrelevant numbers confuse it |
-| '... = 24' or 'the answer is 24' | copies it |
-| nothing usable, or no strategy | reads cue words itself, one sentence after the other, up to `reading` operations; an irrelevant number is picked up with probability `distraction` |
+given                                  what it does
+'A * B = ?, then ? + C'                each step is right with `step`
+'(A * B + C) / D'                      every further operator in one line is
+                                       right with `nested` only
+'Multiply A by B, then add C'          each step is right with `named`
+'Multiply the boxes by ...'            takes numbers from the problem in
+                                       order, right with `verbal`; irrelevant
+                                       ones confuse it
+'... = 24', 'the answer is 24'         copies it
+nothing usable, or no strategy         reads cue words, sentence by sentence,
+                                       up to `reading` operations; picks up an
+                                       irrelevant number with `distraction`
 
 Slips are seeded by the prompt (and the draw, above temperature 0): the same
 request gets the same reply. Name: 'toy:small' or 'toy:large', with options:
@@ -65,7 +69,8 @@ _CUES = (  # the first that matches a sentence decides its operation
     ('+', r'more|finds|brings'))
 _NUMBER = re.compile(r'\d+(?:\.\d+)?')
 _TOKEN = re.compile(r'\d+(?:\.\d+)?|[-+*/()?]|#\d+')
-_EXPRESSION = re.compile(r'(?:#\d+|[\d.?()+*/\s-])*[-+*/](?:#\d+|[\d.?()+*/\s-])*')
+_OPERANDS = r'(?:#\d+|[\d.?()+*/\s-])*'
+_EXPRESSION = re.compile(rf'{_OPERANDS}[-+*/]{_OPERANDS}')
 
 
 class ToyCore:

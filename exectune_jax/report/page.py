@@ -91,8 +91,9 @@ def page(reports: Sequence[dict], episodes: dict[str, Sequence[Episode]],
         ['pair', 'difference', '95% interval', 'McNemar p'],
         pair_rows(report)))
   parts.append('<p>Rates in percent. guide, core: tokens per problem. $/1k: '
-               'dollars per 1,000 problems, guide and core. alpha: share of strategies sampled at temperature 1 with '
-               'which the core succeeds. A malformed strategy counts as '
+               'dollars per 1,000 problems, guide and core. alpha: share of '
+               'strategies sampled at temperature 1 with which the core '
+               'succeeds. A malformed strategy counts as '
                'wrong. degraded: the core was right alone and wrong with the '
                'strategy.</p><h2>Episodes</h2>')
   for name, chosen in episodes.items():

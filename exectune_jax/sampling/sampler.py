@@ -93,7 +93,8 @@ class Sampler:
       ended = (length[:count] > 0) | over
       for row, index in zip(*np.nonzero(ended & ~handed), strict=True):
         n = int(length[row, index]) or self.slots
-        yield Sample(int(row), int(index), tuple(tokens[row, index, :n].tolist()),
+        yield Sample(int(row), int(index),
+                   tuple(tokens[row, index, :n].tolist()),
                      tuple(logp[row, index, :n].tolist()),
                      bool(length[row, index]))
       handed |= ended
