@@ -148,6 +148,33 @@ def test_kill_nine_then_the_same_command(prepared, uninterrupted, tmp_path):
   same(state_of(workdir), uninterrupted)
 
 
+def test_stopped_fine_tuning_continues_bit_for_bit(prepared, tmp_path,
+                                                   monkeypatch):
+  workdir = copy(prepared, tmp_path / 'w')
+  config = make_config()
+  config.sft.update(steps=5, output='other')
+  sft.run(config, workdir)
+  plain = sft.batches.pack_rows
+
+  def pack_rows(*args):
+    interrupt._seen.append(signal.SIGINT)
+    return plain(*args)
+
+  config.sft.output = 'stopped'
+  for _ in range(5):  # a signal in every single step
+    with monkeypatch.context() as patch:
+      patch.setattr(sft.batches, 'pack_rows', pack_rows)
+      with pytest.raises(Stopped):
+        sft.run(config, workdir)
+    interrupt._seen.clear()
+  sft.run(config, workdir)
+  learner = Learner(config, workdir, config.sft)
+  a, b = (jax.device_get(learner.weights(name, 'test'))
+          for name in ('other', 'stopped'))
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    np.testing.assert_array_equal(x, y)
+
+
 def test_finished_stages_do_nothing_again(prepared, tmp_path):
   workdir = copy(prepared, tmp_path / 'w')
   before = (workdir / 'collect/proposals.jsonl').stat().st_mtime_ns

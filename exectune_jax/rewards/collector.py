@@ -127,8 +127,13 @@ class Collector:
     group.members[index] = (strategy, self.service.submit(
         self.executor.execute(episode, draw)))
 
+  def drop(self, groups: list[list[Episode]]) -> None:
+    """Forgets groups that an update has been made of."""
+    for group in groups:
+      del self._groups[group[0].group]
+
   def pending(self) -> list[dict]:
-    """Groups not yet taken, as plain data for a checkpoint."""
+    """Groups that no update was made of, as plain data for a checkpoint."""
     return [{'number': g.number, 'version': g.version,
              'members': [dataclasses.asdict(g.members[i][0])
                          for i in sorted(g.members)]}
@@ -147,7 +152,7 @@ class Collector:
 
     In deterministic mode these are the oldest groups. Otherwise they are
     those that would be too stale after this update, then the first to
-    complete.
+    complete. They stay pending until `drop`.
 
     Raises:
       Stopped: a signal came while waiting; the groups stay pending.
@@ -155,7 +160,7 @@ class Collector:
     while True:
       chosen = self._choose(count, version)
       if chosen is not None:
-        return [self._finish(self._groups.pop(n)) for n in sorted(chosen)]
+        return [self._finish(self._groups[n]) for n in sorted(chosen)]
       interrupt.check()
       time.sleep(0.002)
 

@@ -22,7 +22,7 @@ import numpy as np
 from exectune_jax import interrupt, progress
 from exectune_jax.cores.service import CoreService
 from exectune_jax.episode import LOST, MALFORMED, to_dict
-from exectune_jax.errors import UserError
+from exectune_jax.errors import Stopped, UserError
 from exectune_jax.learning import batches, metrics, sharding, steps
 from exectune_jax.learning.advantages import group_advantages
 from exectune_jax.learning.learner import Learner
@@ -66,6 +66,10 @@ def run(config, workdir):
     return problems[batches.permutation(len(problems), config.seed, group,
                                         1)[0]]
 
+  def save():
+    checkpoints.save(state, {'next_group': next_group,
+                             'pending': collector.pending()})
+
   with CoreService(config, workdir, f'rl:{rl.output}') as cores, \
       progress.track(f'rl {rl.output}: steps', rl.steps, step,
                      lambda: cores.ledger.spent_usd) as advance:
@@ -100,6 +104,7 @@ def run(config, workdir):
           batch['reference_logp_BT'] = reference(batch)
         state, values = update(state, learner.put(batch))
         step += 1
+        collector.drop(groups)
 
         # 4. Bookkeeping, while the update runs; metrics one step late.
         note = _report(late, writer)
@@ -114,16 +119,17 @@ def run(config, workdir):
         if rl.show_every and (step == 1 or step % rl.show_every == 0):
           progress.show_episode(groups[0][0], f'[{rl.output} step {step}]')
         advance(1, note)
-        if step % rl.checkpoint_every == 0 or interrupt.requested():
-          checkpoints.save(state, {'next_group': next_group,
-                                   'pending': collector.pending()})
+        if step % rl.checkpoint_every == 0:
+          save()
         _check_losses(losses, report, groups, rl)
         interrupt.check()
+    except (Stopped, UserError):  # raised where state and groups agree
+      save()
+      raise
+    else:
+      save()
     finally:
       _report(late, writer)
-      # Whatever ended the loop, the updates that were done are kept.
-      checkpoints.save(state, {'next_group': next_group,
-                               'pending': collector.pending()})
       writer.close()
       log.close()
       checkpoints.close()
