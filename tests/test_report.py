@@ -108,3 +108,4 @@ def test_terminal_table_fits_80_columns():
   text = console.export_text()
   assert 'core_alone' in text and '…' not in text
   assert 'guide - core_alone' in text
+  assert '5 held-out problems, 1 episodes lost' in text

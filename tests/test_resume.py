@@ -17,6 +17,7 @@ from exectune_jax import config as config_lib
 from exectune_jax import interrupt
 from exectune_jax.cores.ledger import Ledger
 from exectune_jax.errors import Stopped, UserError
+from exectune_jax.learning.checkpoint import Checkpoints
 from exectune_jax.learning.learner import Learner
 from exectune_jax.rewards.collector import Collector
 from exectune_jax.stages import collect, evaluate, rl, sft
@@ -109,10 +110,13 @@ def test_a_fatal_error_keeps_the_updates_done(prepared, uninterrupted,
   workdir = copy(prepared, tmp_path / 'w')
   plain, calls = Collector.take, []
 
+  def revoked(self, group):
+    raise UserError('the key was revoked')
+
   def take(self, *args):
     calls.append(args)
-    if len(calls) == 4:
-      raise UserError('the key was revoked')
+    if len(calls) == 4:  # inside take: while a group is being finished
+      patch.setattr(Collector, '_finish', revoked)
     return plain(self, *args)
 
   with monkeypatch.context() as patch:
@@ -126,8 +130,15 @@ def test_a_fatal_error_keeps_the_updates_done(prepared, uninterrupted,
 _RUN = """
 import pathlib, sys
 sys.path.insert(0, 'tests')
+import time
 from test_resume import make_config
+from exectune_jax.rewards.collector import Collector
 from exectune_jax.stages import rl
+plain = Collector.take
+def slow(*args):  # so that the parent can aim
+  time.sleep(0.3)
+  return plain(*args)
+Collector.take = slow
 rl.run(make_config(), pathlib.Path(sys.argv[1]))
 """
 
@@ -143,7 +154,10 @@ def test_kill_nine_then_the_same_command(prepared, uninterrupted, tmp_path):
       break
     time.sleep(0.02)
   child.kill()
-  child.wait()
+  assert child.wait() == -signal.SIGKILL
+  checkpoints = Checkpoints(workdir / 'guides/exectune')
+  assert checkpoints.latest() in (2, 4)
+  checkpoints.close()
   rl.run(make_config(), workdir)
   same(state_of(workdir), uninterrupted)
 
@@ -177,10 +191,14 @@ def test_stopped_fine_tuning_continues_bit_for_bit(prepared, tmp_path,
 
 def test_finished_stages_do_nothing_again(prepared, tmp_path):
   workdir = copy(prepared, tmp_path / 'w')
-  before = (workdir / 'collect/proposals.jsonl').stat().st_mtime_ns
+  files = [workdir / 'collect/proposals.jsonl',
+           workdir / 'guides/sft/metrics.jsonl',
+           *(workdir / 'guides/sft').glob('2/params/*')]
+  assert len(files) > 2
+  before = [f.stat().st_mtime_ns for f in files]
   collect.run(make_config(), workdir)
   sft.run(make_config(), workdir)
-  assert (workdir / 'collect/proposals.jsonl').stat().st_mtime_ns == before
+  assert [f.stat().st_mtime_ns for f in files] == before
 
 
 def test_interrupted_collect_pays_for_nothing_twice(tmp_path, monkeypatch):

@@ -1,4 +1,3 @@
-import dataclasses
 import json
 
 import numpy as np
@@ -141,7 +140,8 @@ def test_too_few_valid_members_leave_the_batch():
     ('{"quality": NaN, "leaks_answer": false}', None),
     ('{"quality": 0.5}', None),
     ('{"quality": 0.5, "leaks_answer": false, "x": 1}', None),
-    ('The quality is 0.5', None), ('', None), ('[]', None)])
+    ('The quality is 0.5', None), ('', None), ('[]', None),
+    ('[' * 5000, None)])
 def test_judge_schema_is_strict(text, parsed):
   assert judge.parse(text) == parsed
 
@@ -166,6 +166,3 @@ def test_leak_check(config, question, answer, strategy, leaks):
                              strategy) is leaks
 
 
-def test_a_leak_is_known_even_if_the_core_fails(config):
-  e = dataclasses.replace(episode(leaks=True), status=LOST)
-  assert totals(e) == [None]

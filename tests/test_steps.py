@@ -18,7 +18,8 @@ from exectune_jax.models.transformer import (Transformer, TransformerConfig,
 SLOTS = 6
 
 
-def one_update(kind: str, micro_batch: int = 0, mesh_sizes=(-1, 1, 1)):
+def one_update(kind: str, micro_batch: int = 0, mesh_sizes=(-1, 1, 1),
+               change=lambda batch: None, kl=0.0):
   """Loss, gradient norm and a fingerprint of the updated parameters."""
   config = default_config()
   config.mesh.data, config.mesh.fsdp, config.mesh.tensor = mesh_sizes
@@ -43,12 +44,16 @@ def one_update(kind: str, micro_batch: int = 0, mesh_sizes=(-1, 1, 1)):
     step = steps.sft_step(model, tx, SLOTS, micro_batch)
   else:
     step = steps.grpo_step(model, tx, SLOTS, clip_low=0.2, clip_high=0.28,
-                           tis_cap=2.0, temperature=0.9,
+                           tis_cap=2.0, temperature=0.9, kl=kl,
                            micro_batch=micro_batch)
     batch |= {'sampler_logp_BT': rng.normal(-2.5, 0.5, (8, SLOTS)).astype(
                   np.float32),
               'advantage_B': rng.normal(0, 1, 8).astype(np.float32),
               'valid_B': np.array([1, 1, 1, 0, 1, 1, 1, 1], np.float32)}
+    if kl:
+      batch['reference_logp_BT'] = rng.normal(-2.5, 0.5, (8, SLOTS)).astype(
+          np.float32)
+    change(batch)
   state, metrics = steps.compile_step(step, mesh, where)(
       state, jax.device_put(batch, sharding.rows(mesh)))
   leaves = jax.device_get(jax.tree.leaves(state.params))
@@ -59,6 +64,7 @@ def one_update(kind: str, micro_batch: int = 0, mesh_sizes=(-1, 1, 1)):
 GOLDEN = {  # loss and gradient norm
     'sft': (3.686123, 6.084008),
     'grpo': (0.371359, 4.011867),
+    'kl': (0.605861, 6.630266),
 }
 
 
@@ -102,15 +108,21 @@ def test_eight_devices_give_the_update_of_one():
 
 
 def test_an_invalid_row_takes_no_part():
-  """Row 3 has valid_B = 0: its loss, tokens and gradient are absent."""
-  logp = np.zeros((2, 2), np.float32)
-  from exectune_jax.learning import losses
-  args = dict(clip_low=0.2, clip_high=0.28, tis_cap=2.0)
-  both = losses.policy_loss(logp, logp, logp, np.array([1.0, 9.0]),
-                            np.array([[1, 1], [0, 0]]), **args)[0]
-  one = losses.policy_loss(logp[:1], logp[:1], logp[:1], np.array([1.0]),
-                           np.ones((1, 2)), **args)[0]
-  assert both == one == -2.0
+  """Row 3 has valid_B = 0: other tokens and advantage, same update."""
+  def change(batch):
+    batch['tokens_BL'][3] = 15 - batch['tokens_BL'][3]
+    batch['advantage_B'][3] = 1e3
+    batch['sampler_logp_BT'][3] -= 1.0
+  assert one_update('grpo', change=change) == one_update('grpo')
+
+
+def test_the_kl_term_has_its_own_weight():
+  """Golden numbers, a penalty that is positive, and micro-batches."""
+  plain = one_update('grpo')
+  with_kl = one_update('grpo', kl=0.5)
+  np.testing.assert_allclose(with_kl[:2], GOLDEN['kl'], rtol=1e-4)
+  assert with_kl[0] > plain[0]
+  np.testing.assert_allclose(one_update('grpo', 2, kl=0.5), with_kl, rtol=1e-5)
 
 
 def test_every_parameter_has_a_rule_and_meshes_must_fit():

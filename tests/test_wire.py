@@ -135,6 +135,7 @@ def test_gemini_request_and_reply():
 
 @pytest.mark.parametrize('make, body, finish', [
     (openai, chat(reason='length'), 'length'),
+    (openai, chat(None, 'length'), 'length'),
     (openai, chat(None, 'stop', 'I cannot'), 'refused'),
     (openai, chat('', 'content_filter'), 'refused'),
     (gemini, candidate(reason='MAX_TOKENS'), 'length'),
@@ -164,6 +165,8 @@ def test_http_errors_are_classified(make, status, error):
     (openai, answer(body=[])), (openai, answer(body=chat(reason=None))),
     (openai, answer(body=chat(usage=False))), (openai, reset),
     (openai, answer(body=chat(content=None))),
+    (openai, answer(text='[' * 5000)),
+    (gemini, answer(body={'candidates': 3})),
     (gemini, answer(text='<html>busy</html>')),
     (gemini, answer(text='{"candidates": [')), (gemini, answer(body={})),
     (gemini, answer(body=candidate(reason=None))), (gemini, reset),
@@ -171,6 +174,18 @@ def test_http_errors_are_classified(make, status, error):
 def test_unreadable_replies_are_retryable_never_an_answer(make, handler):
   with pytest.raises(RetryableError):
     serve(handler, call(make))
+
+
+def test_text_that_cannot_be_stored_is_cleaned():
+  reply, _ = serve(answer(text=json.dumps(chat('4 \ud83d'))), call(openai))
+  assert reply.text == '4 ?'
+
+
+def test_gemini_says_400_for_a_wrong_key():
+  body = {'error': {'code': 400, 'message': 'API key not valid.',
+                    'status': 'INVALID_ARGUMENT'}}
+  with pytest.raises(FatalError):
+    serve(answer(400, body), call(gemini))
 
 
 def test_retry_after_is_read():

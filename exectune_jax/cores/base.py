@@ -81,6 +81,11 @@ def dollars(usd_per_1m: tuple[float, float], input_tokens: int,
   return (input_tokens * usd_per_1m[0] + output_tokens * usd_per_1m[1]) / 1e6
 
 
+def clean(text: str) -> str:
+  """Text that can be stored: lone surrogates become question marks."""
+  return text.encode('utf-8', 'replace').decode()
+
+
 def classify_status(status: int, body: str, where: str,
                     retry_after: str | None = None) -> Exception:
   """The error class of an HTTP status (see the classes above)."""

@@ -34,12 +34,13 @@ class CoreClient:
                field: str = 'core'):
     self.core, self.ledger, self.settings = core, ledger, settings
     self.stage, self.field = stage, field
-    self.calls = 0  # replies that were not in the ledger before
     self._flying: dict[str, asyncio.Task] = {}
+    self._paying: set[str] = set()  # past the queue: at the core now
     self._slots = asyncio.Semaphore(settings.concurrency)
     self._rate = (aiolimiter.AsyncLimiter(settings.requests_per_minute, 60)
                   if settings.requests_per_minute else None)
     self._answered = False
+    self._closing = False
 
   async def call(self, request: CoreRequest) -> CoreReply:
     """The reply to `request`, from the ledger or the core.
@@ -56,21 +57,29 @@ class CoreClient:
     if task is None:
       task = asyncio.create_task(self._fly(key, request))
       self._flying[key] = task
-      task.add_done_callback(lambda _: self._flying.pop(key, None))
+      task.add_done_callback(lambda t: self._land(key, t))
     # Shielded: a waiter that gives up must not lose a reply we pay for.
     return await asyncio.shield(task)
+
+  def _land(self, key: str, task: asyncio.Task) -> None:
+    self._flying.pop(key, None)
+    if not task.cancelled():
+      task.exception()  # seen, even if every waiter has given up
 
   async def _fly(self, key: str, request: CoreRequest) -> CoreReply:
     worst = base.dollars(self.core.usd_per_1m, _token_bound(request),
                          request.max_tokens)
     async with self._slots:
+      if self._closing:  # queued behind a stop: buy nothing more
+        raise Lost('stopped')
       self.ledger.reserve(worst)
+      self._paying.add(key)
       try:
         reply = await self._with_retries(request)
-        self.calls += 1
         self.ledger.put(key, self.core.name, self.stage, request, reply)
         return reply
       finally:
+        self._paying.discard(key)
         self.ledger.release(worst)
 
   async def _with_retries(self, request: CoreRequest) -> CoreReply:
@@ -98,6 +107,8 @@ class CoreClient:
     return reply
 
   async def _once(self, request: CoreRequest) -> CoreReply:
+    if self._closing:
+      raise base.RequestError('stopped')
     if self._rate:
       await self._rate.acquire()
     try:
@@ -107,11 +118,18 @@ class CoreClient:
       raise base.RetryableError(
           f'{self.core.name}: no reply in {self.settings.timeout_s:g} s') from e
 
+  def stop(self) -> None:
+    """No new calls and no more retries from now on."""
+    self._closing = True
+
   async def close(self) -> None:
-    """Lets calls in flight finish (they are paid for), then disconnects."""
-    if self._flying:
-      await asyncio.wait(list(self._flying.values()),
-                         timeout=self.settings.timeout_s)
+    """Lets calls at the core finish (they are paid for), then disconnects."""
+    self.stop()
+    paying = [t for k, t in self._flying.items() if k in self._paying]
+    if paying:
+      await asyncio.wait(paying, timeout=self.settings.timeout_s)
+    for task in list(self._flying.values()):
+      task.cancel()
     await self.core.close()
 
 
@@ -125,5 +143,6 @@ def _wait(state: tenacity.RetryCallState) -> float:
 
 
 def _token_bound(request: CoreRequest) -> int:
-  """More tokens than any tokenizer makes of the request (bytes / 2)."""
-  return sum(len(text.encode()) // 2 + 8 for _, text in request.messages)
+  """At least as many tokens as any byte-level tokenizer can make of it."""
+  return sum(len(text.encode(errors='replace')) + 8
+             for _, text in request.messages)

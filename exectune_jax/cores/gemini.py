@@ -5,7 +5,6 @@ The key comes from GEMINI_API_KEY (or GOOGLE_API_KEY).
 
 from __future__ import annotations
 
-import json
 import os
 import time
 
@@ -55,12 +54,15 @@ class GeminiCore:
               max_output_tokens=request.max_tokens,
               stop_sequences=list(request.stop) or None))
     except errors.APIError as e:
+      if e.code == 400 and 'api key' in (e.message or '').lower():
+        raise base.FatalError(f'{self.name}: {e.message}') from e
       raise base.classify_status(e.code or 500, e.message or '',
                                  self.name) from e
     except aiohttp.ClientConnectorError as e:
       raise base.UnreachableError(f'cannot connect: {e.host}') from e
-    except (aiohttp.ClientError, json.JSONDecodeError, TimeoutError,
-            OSError) as e:
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError, TypeError,
+            LookupError, AttributeError) as e:
+      # the last four: not JSON, not text, or not Gemini's schema
       raise base.RetryableError(f'{self.name}: {type(e).__name__}') from e
     return self._reply(response, time.monotonic() - start)
 
@@ -85,7 +87,7 @@ class GeminiCore:
     else:
       raise base.RetryableError(f'{self.name}: empty reply, '
                                 f'finish_reason={reason}')
-    return CoreReply(text, finish, n_in, n_out,
+    return CoreReply(base.clean(text), finish, n_in, n_out,
                      base.dollars(self.usd_per_1m, n_in, n_out), latency_s)
 
   async def close(self) -> None:

@@ -44,7 +44,7 @@ class OpenAICore:
     try:
       async with self._session.post(f'{self._url}/chat/completions',
                                     json=self._body(request)) as response:
-        body = await response.text()
+        body = await response.text(errors='replace')
         if response.status != 200:
           raise base.classify_status(response.status, body, self.name,
                                      response.headers.get('Retry-After'))
@@ -58,9 +58,10 @@ class OpenAICore:
   def _body(self, request: CoreRequest) -> dict:
     limit = 'max_completion_tokens' if self._official else 'max_tokens'
     body = {'model': self._model, limit: request.max_tokens,
-            'temperature': request.temperature,
             'messages': [{'role': r, 'content': t}
                          for r, t in request.messages]}
+    if not (self._official and self._model.startswith('gpt-5')):
+      body['temperature'] = request.temperature  # gpt-5 takes no other than 1
     if request.stop:
       body['stop'] = list(request.stop)
     return body
@@ -74,17 +75,18 @@ class OpenAICore:
       text, usage = message.get('content'), data.get('usage') or {}
       n_in = int(usage['prompt_tokens'])
       n_out = int(usage['completion_tokens'])
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as e:
+    except (ValueError, LookupError, TypeError, AttributeError,
+            RecursionError) as e:
       raise base.RetryableError(
           f'{self.name}: unreadable reply: {body[:100]!r}') from e
     if message.get('refusal') or reason == 'content_filter':
       text, finish = message.get('refusal') or text or '', 'refused'
-    elif reason in ('stop', 'length') and isinstance(text, str):
-      finish = reason
+    elif reason == 'length' or (reason == 'stop' and isinstance(text, str)):
+      text, finish = text or '', reason  # thinking may leave no text
     else:
       raise base.RetryableError(f'{self.name}: incomplete reply, '
                                 f'finish_reason={reason!r}')
-    return CoreReply(text, finish, n_in, n_out,
+    return CoreReply(base.clean(text), finish, n_in, n_out,
                      base.dollars(self.usd_per_1m, n_in, n_out), latency_s)
 
   async def close(self) -> None:

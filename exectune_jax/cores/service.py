@@ -63,7 +63,13 @@ class CoreService:
   def __exit__(self, *_):
     async def close():
       for client in self._clients.values():
+        client.stop()
+      for client in self._clients.values():
         await client.close()
+      rest = asyncio.all_tasks() - {asyncio.current_task()}
+      for task in rest:
+        task.cancel()
+      await asyncio.gather(*rest, return_exceptions=True)
     asyncio.run_coroutine_threadsafe(close(), self._loop).result()
     self._loop.call_soon_threadsafe(self._loop.stop)
     self._thread.join()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pathlib
 
+import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
@@ -31,15 +32,16 @@ class Checkpoints:
     return self._manager.latest_step()
 
   def save(self, state: TrainState, extra: dict) -> None:
-    step = int(state.step)
+    step = int(jax.device_get(state.step))
     if self.latest() == step:
       return
     save = ocp.args.StandardSave
-    self._manager.save(step, args=ocp.args.Composite(
-        params=save(state.params),
-        optimizer=save({'opt_state': state.opt_state, 'step': state.step}),
-        extra=ocp.args.JsonSave(extra)))
-    self._manager.wait_until_finished()
+    with jax.transfer_guard('allow'):  # orbax copies to the host by itself
+      self._manager.save(step, args=ocp.args.Composite(
+          params=save(state.params),
+          optimizer=save({'opt_state': state.opt_state, 'step': state.step}),
+          extra=ocp.args.JsonSave(extra)))
+      self._manager.wait_until_finished()
 
   def restore(self, shapes: TrainState, where) -> tuple[TrainState, dict]:
     """Newest state and extra data.
@@ -78,6 +80,5 @@ class Checkpoints:
 
 
 def _placed(shapes, where):
-  import jax
   return jax.tree.map(lambda s, place: jax.ShapeDtypeStruct(
       s.shape, s.dtype, sharding=place), shapes, where)

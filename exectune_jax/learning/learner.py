@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 
 import jax
@@ -11,6 +12,7 @@ from exectune_jax.errors import UserError
 from exectune_jax.learning import sharding, steps
 from exectune_jax.learning.checkpoint import Checkpoints
 from exectune_jax.models import guide as guides
+from exectune_jax.sampling.sampler import Sampler
 
 
 class Learner:
@@ -30,6 +32,12 @@ class Learner:
                               section.warmup_steps)
     self.shapes, self.where = steps.state_shardings(
         self.guide.model, self.tx, self.mesh)
+
+  @functools.cached_property
+  def sampler(self) -> Sampler:
+    """One sampler, so that each of its programs is compiled once."""
+    return Sampler(self.guide.model, self.guide.end,
+                   self.guide.max_new_tokens, self.mesh)
 
   def start(self, init: str, output: str, section_name: str):
     """Resumes guide `output`, or begins it from guide `init`.

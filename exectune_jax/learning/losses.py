@@ -86,8 +86,7 @@ def policy_loss(logp_BT, old_BT, sampler_BT, advantage_B, mask_BT, *,
     The sum, and a dict of summed diagnostics.
   """
   ratio = jnp.exp(logp_BT - old_BT)
-  weight = jnp.exp(jnp.minimum(old_BT - sampler_BT, jnp.log(tis_cap)))
-  weight = jax.lax.stop_gradient(weight)
+  weight = importance_weight(old_BT, sampler_BT, tis_cap)
   adv = advantage_B[:, None]
   clipped = jnp.clip(ratio, 1 - clip_low, 1 + clip_high)
   gain = jnp.minimum(ratio * adv, clipped * adv)
@@ -98,8 +97,17 @@ def policy_loss(logp_BT, old_BT, sampler_BT, advantage_B, mask_BT, *,
   return -jnp.sum(mask_BT * weight * gain), sums
 
 
-def kl_loss(logp_BT, ref_BT, mask_BT):
+def importance_weight(old_BT, sampler_BT, cap: float):
+  """min(pi_old / pi_sampler, cap), without gradient."""
+  return jax.lax.stop_gradient(
+      jnp.exp(jnp.minimum(old_BT - sampler_BT, jnp.log(cap))))
+
+
+def kl_loss(logp_BT, ref_BT, weight_BT):
   """KL(guide || reference), summed over tokens: (loss, report).
+
+  weight_BT is the mask times the importance weight of `policy_loss`, for
+  tokens that an older guide sampled.
 
   The loss is k2 = (log ratio)^2 / 2, whose gradient on samples of the guide
   is that of the KL (k1 inside a loss has expected gradient zero, and k3's is
@@ -108,5 +116,5 @@ def kl_loss(logp_BT, ref_BT, mask_BT):
   """
   delta = logp_BT - ref_BT
   k3 = jnp.exp(-delta) - 1 + delta
-  return (0.5 * jnp.sum(mask_BT * delta * delta),
-          jax.lax.stop_gradient(jnp.sum(mask_BT * k3)))
+  return (0.5 * jnp.sum(weight_BT * delta * delta),
+          jax.lax.stop_gradient(jnp.sum(weight_BT * k3)))

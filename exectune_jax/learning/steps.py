@@ -91,7 +91,9 @@ def grpo_step(model, tx, slots: int, *, clip_low, clip_high, tis_cap,
         batch['advantage_B'], mask, clip_low=clip_low, clip_high=clip_high,
         tis_cap=tis_cap)
     if kl:
-      kl_sum, k3 = losses.kl_loss(logp, batch['reference_logp_BT'], mask)
+      weight = mask * losses.importance_weight(
+          logp, batch['sampler_logp_BT'], tis_cap)
+      kl_sum, k3 = losses.kl_loss(logp, batch['reference_logp_BT'], weight)
       total, sums = total + kl * kl_sum, {**sums, 'kl': k3}
     return total, sums
 

@@ -22,8 +22,7 @@ from exectune_jax.models.transformer import (Transformer, TransformerConfig,
 class Guide:
   """Everything about a guide but its parameters.
 
-  max_prompt_tokens: longer prompts are an error for training data and are
-    cut from the left when sampling.
+  max_prompt_tokens: longer prompts are cut from the left.
   """
   model: Transformer
   tokenizer: transformers.PreTrainedTokenizerFast

@@ -177,6 +177,19 @@ class Block(nn.Module):
                     param_dtype=jnp.float32, name=name)
 
 
+class Head(nn.Module):
+  """The untied vocabulary projection, [D, V]."""
+  dim: int
+  vocab: int
+
+  def setup(self):
+    self.weights = self.param('kernel', nn.initializers.lecun_normal(),
+                              (self.dim, self.vocab), jnp.float32)
+
+  def kernel(self):
+    return self.weights
+
+
 class Transformer(nn.Module):
   """Decoder-only language model; parameters in float32, stacked by layer."""
   config: TransformerConfig
@@ -192,8 +205,7 @@ class Transformer(nn.Module):
         in_axes=(0, nn.broadcast, nn.broadcast), length=c.layers)(c)
     self.final_norm = RMSNorm(c.norm_eps, c.norm_plus_one)
     if not c.tied:
-      self.head = nn.Dense(c.vocab, use_bias=False, dtype=c.dtype,
-                           param_dtype=jnp.float32)
+      self.head = Head(c.dim, c.vocab)
 
   def __call__(self, tokens_BL):
     """Full pass over right-padded rows: hidden states and keys and values.
@@ -231,9 +243,14 @@ class Transformer(nn.Module):
 
   def logits(self, hidden):
     """Float32 logits [..., V] of hidden states [..., D]."""
-    out = self.head(hidden) if not self.config.tied else self.embed.attend(
-        hidden)
-    return out.astype(jnp.float32)
+    dtype = self.config.dtype
+    if self.config.tied:
+      table, spec = self.embed.embedding, '...d,vd->...v'
+    else:
+      table, spec = self.head.kernel(), '...d,dv->...v'
+    # Products in the compute dtype, sums and result in float32.
+    return jnp.einsum(spec, hidden.astype(dtype), table.astype(dtype),
+                      preferred_element_type=jnp.float32)
 
   def initialise(self, tokens_BL):
     """Touches every parameter; used with `init` only."""

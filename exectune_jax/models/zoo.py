@@ -1,5 +1,5 @@
-"""Named guide sizes. `tiny` is trained from scratch; its vocabulary comes
-from its tokenizer."""
+"""Named sizes of guides that are trained from scratch, whose vocabulary comes
+from their tokenizer. Pretrained guides bring their own: guide.size='hf'."""
 
 from exectune_jax.errors import UserError
 from exectune_jax.models.transformer import TransformerConfig
@@ -7,8 +7,6 @@ from exectune_jax.models.transformer import TransformerConfig
 SIZES = {
     'tiny': dict(dim=128, layers=3, heads=4, kv_heads=2, head_dim=32,
                  mlp_dim=384, rope_theta=10_000.0),
-    'smollm2-135m': dict(vocab=49_152, dim=576, layers=30, heads=9, kv_heads=3,
-                         head_dim=64, mlp_dim=1536, rope_theta=100_000.0),
 }
 
 

@@ -37,12 +37,17 @@ def pair_rows(report: dict) -> list[list[str]]:
 
 def tables(report: dict) -> list[Table]:
   """The two tables for the terminal."""
-  title = (f'{report["task"]}, core {report["core"]}, '
-           f'{report["n"]} held-out problems')
-  return [_table(title, ['system', *(c for c, _ in COLUMNS)], rows(report)),
+  return [_table(headline(report), ['system', *(c for c, _ in COLUMNS)], rows(report)),
           _table('paired differences in points',
                  ['pair', 'difference', '95% interval', 'McNemar p'],
                  pair_rows(report))]
+
+
+def headline(report: dict) -> str:
+  """Task, core, number of problems, and how many episodes are unknown."""
+  lost = sum(s['lost'] for s in report['systems'])
+  return (f'{report["task"]}, core {report["core"]}, {report["n"]} held-out '
+          f'problems' + (f', {lost} episodes lost' if lost else ''))
 
 
 def frontier(reports: Sequence[dict]):
@@ -83,8 +88,7 @@ def page(reports: Sequence[dict], episodes: dict[str, Sequence[Episode]],
            f'<img alt="accuracy against cost" '
            f'src="data:image/png;base64,{picture}">']
   for report in reports:
-    parts.append(f'<h2>{html.escape(report["task"])}, core '
-                 f'{html.escape(report["core"])}, n = {report["n"]}</h2>')
+    parts.append(f'<h2>{html.escape(headline(report))}</h2>')
     parts.append(_html_table(['system', *(c for c, _ in COLUMNS)],
                              rows(report)))
     parts.append('<h3>Paired differences in points</h3>' + _html_table(

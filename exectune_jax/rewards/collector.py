@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import dataclasses
 import statistics
+import threading
 import time
 
 from exectune_jax import interrupt
@@ -19,6 +21,9 @@ from exectune_jax.episode import (LOST, MALFORMED, Episode, Problem, Strategy,
                                   Verdict)
 from exectune_jax.errors import Lost
 from exectune_jax.rewards import executability, judge
+
+
+GRADER_DEADLINE_S = 30.0
 
 
 class Executor:
@@ -56,8 +61,7 @@ class Executor:
           self.settings, self.task.core_messages(problem, body), sample)
       reply = await self.client.call(request)
       if reply.finish == 'stop':
-        verdict = await asyncio.to_thread(self.task.verify, problem,
-                                          reply.text)
+        verdict = await self._grade(self.task.verify, problem, reply.text)
       else:  # truncated or refused: an answer, and a wrong one
         verdict = Verdict(False)
     except Lost as e:
@@ -65,13 +69,39 @@ class Executor:
     return dataclasses.replace(episode, execution=reply, verdict=verdict)
 
   async def _inspect(self, episode, problem, body):
-    leaks = self.task.reveals_answer(problem, body)
+    leaks = await self._grade(self.task.reveals_answer, problem, body)
     quality = None
     if self.judge_client is not None:
       quality, judged = await judge.judge(
           self.judge_client, self.judge_settings, problem.question, body)
       leaks = leaks or judged
     return dataclasses.replace(episode, leaks=leaks, judge=quality)
+
+  async def _grade(self, grader, problem, text):
+    """A task's own code, in a thread: its crash or hang is nobody's 0."""
+    loop = asyncio.get_running_loop()
+    outcome = loop.create_future()
+
+    def tell(set_outcome, value):
+      if not outcome.done():
+        set_outcome(value)
+
+    def work():
+      try:
+        report = (outcome.set_result, grader(problem, text))
+      except Lost as e:
+        report = (outcome.set_exception, e)
+      except Exception as e:  # noqa: BLE001 whatever a user's task raises
+        report = (outcome.set_exception, Lost(f'grader crashed: {e!r}'))
+      with contextlib.suppress(RuntimeError):  # the loop may be gone by now
+        loop.call_soon_threadsafe(tell, *report)
+
+    # A daemon thread: one that hangs must not keep the process alive.
+    threading.Thread(target=work, daemon=True).start()
+    try:
+      return await asyncio.wait_for(outcome, GRADER_DEADLINE_S)
+    except TimeoutError as e:
+      raise Lost(f'grader gave no verdict in {GRADER_DEADLINE_S:g} s') from e
 
   async def alone(self, problem: Problem) -> tuple[float, float]:
     """(mean success, mean dollars) of the core alone.
@@ -124,6 +154,7 @@ class Collector:
     group = self._groups[number]
     episode = Episode(group.problem, number, index, group.version, strategy)
     draw = number * self.config.rl.group_size + index
+    group.opened = time.monotonic()  # the deadline is the core's, not ours
     group.members[index] = (strategy, self.service.submit(
         self.executor.execute(episode, draw)))
 
@@ -137,7 +168,8 @@ class Collector:
     return [{'number': g.number, 'version': g.version,
              'members': [dataclasses.asdict(g.members[i][0])
                          for i in sorted(g.members)]}
-            for _, g in sorted(self._groups.items())]
+            for _, g in sorted(self._groups.items())
+            if len(g.members) == self.config.rl.group_size]
 
   def restore(self, data: dict, problem: Problem) -> None:
     """Puts a pending group back; its paid calls come from the ledger."""
@@ -171,12 +203,20 @@ class Collector:
     if rl.deterministic:
       wanted = order[:count]
       return wanted if all(self._done(n) for n in wanted) else None
-    due = [n for n in order
-           if version - self._groups[n].version >= rl.max_staleness][:count]
-    ready = [n for n in order if n not in due and self._done(n)]
-    if all(self._done(n) for n in due) and len(due) + len(ready) >= count:
-      return (due + ready)[:count]
-    return None
+    # After this step only k * count groups can be trained up to k steps from
+    # now. Of those due by then, the others must be among today's.
+    chosen = []
+    for k in range(rl.max_staleness + 1):
+      within = [n for n in order
+                if self._groups[n].version + rl.max_staleness <= version + k]
+      ready = [n for n in within if n not in chosen and self._done(n)]
+      need = len(within) - k * count - len(chosen)
+      if need > len(ready):
+        return None
+      chosen += ready[:max(0, need)]
+    chosen += [n for n in order
+               if n not in chosen and self._done(n)][:count - len(chosen)]
+    return chosen[:count] if len(chosen) >= count else None
 
   def _done(self, number) -> bool:
     group = self._groups[number]

@@ -33,7 +33,7 @@ def parse(text: str) -> tuple[float, bool] | None:
   text = text.strip().removeprefix('```json').removesuffix('```')
   try:
     data = json.loads(text)
-  except ValueError:
+  except (ValueError, RecursionError):
     return None
   if not isinstance(data, dict) or set(data) != {'quality', 'leaks_answer'}:
     return None

@@ -41,13 +41,13 @@ def run(config, workdir):
     teacher = make_teacher(config, cores)
     rows = cores.run(_collect(problems, executor, teacher, config, cores))
     summary = _summary(rows)
-    summary['usd'] = cores.ledger.spent_usd
-  lost = sum(row['status'] == LOST for row in rows)
-  if lost > config.rl.max_lost_fraction * len(rows):
-    raise UserError(f'collect: {lost} of {len(rows)} proposals were lost '
-                    f'({rows[-1]["fault"]}); mend the core and run again')
+  lost = [row['fault'] for row in rows if row['status'] == LOST]
+  if len(lost) > config.rl.max_lost_fraction * len(rows):
+    raise UserError(f'collect: {len(lost)} of {len(rows)} proposals were lost '
+                    f'({lost[0]}); mend the core and run the same command to '
+                    'go on')
   _write(folder / 'proposals.jsonl',
-         ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows))
+         ''.join(json.dumps(row) + '\n' for row in rows))
   _write(folder / 'summary.json', json.dumps(summary, indent=2) + '\n')
   _show(summary)
 
@@ -108,7 +108,8 @@ async def collect_problem(problem, executor, teacher, max_revisions: int,
     if episode.execution is not None:
       row['core'] = episode.execution.text
       row['accepted'] = episode.success and not episode.leaks
-      row['fault'] = '' if row['accepted'] else 'The answer is wrong'
+      row['fault'] = ('' if row['accepted'] else 'it gives the answer away'
+                      if episode.leaks else 'The answer is wrong')
     if row['accepted'] or row['status'] == LOST:
       break
     history.append((row['text'], prompts.feedback(row['fault'], row['core'])))

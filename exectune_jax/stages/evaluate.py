@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import os
 
 from exectune_jax import interrupt, progress, prompts
 from exectune_jax.cores.service import CoreService
@@ -22,7 +23,6 @@ from exectune_jax.learning.checkpoint import Checkpoints
 from exectune_jax.learning.learner import Learner
 from exectune_jax.report import page, summary
 from exectune_jax.rewards.collector import Executor
-from exectune_jax.sampling.sampler import Sampler
 from exectune_jax.tasks import load_problems, make_task
 
 FIXED = {'generic': prompts.GENERIC_STRATEGY,
@@ -40,6 +40,9 @@ def run(config, workdir):
     raise UserError("large_core.name='': name the core that evaluate.systems "
                     'asks for')
   (workdir / 'evaluate').mkdir(exist_ok=True)
+  if config.evaluate.split not in ('train', 'validation', 'test'):
+    raise UserError(f"evaluate.split='{config.evaluate.split}': choose from "
+                    'train, validation, test')
   learner = None
   if set(systems) - set(UNGUIDED):
     learner = Learner(config, workdir, config.rl)
@@ -47,8 +50,10 @@ def run(config, workdir):
     results = [_task_report(config, config.evaluate.split, learner, cores,
                             workdir)]
     if config.evaluate.transfer:
-      results.append(_task_report(_transfer(config), 'all', learner, cores,
-                                  workdir))
+      _publish(results, config, workdir)  # in case the second one fails
+      other = _transfer(config)
+      split = 'all' if other.task.name == 'svamp' else config.evaluate.split
+      results.append(_task_report(other, split, learner, cores, workdir))
   _publish(results, config, workdir)
 
 
@@ -69,8 +74,11 @@ def _task_report(config, split, learner, cores, workdir):
       field = 'large_core' if name == 'large_core' else 'core'
       executor = Executor(cores, task, config, field)
       done = cores.run(_execute(f'{name}, {kind}', episodes, executor, cores))
-      path.write_text(''.join(json.dumps(row) + '\n' for row in
-                              [_stamp(name, workdir), *map(to_dict, done)]))
+      _check_lost(name, done, config)
+      partial = path.with_suffix('.partial')
+      partial.write_text(''.join(json.dumps(row) + '\n' for row in [
+          _stamp(name, workdir), *map(to_dict, done)]))
+      os.replace(partial, path)
       (greedy if kind == 'greedy' else sampled)[name] = done
     if name not in UNGUIDED:
       lengths[name] = [len(learner.guide.prompt(p)) for p in problems]
@@ -93,7 +101,6 @@ def _attempts(name, problems, count, temperature, learner, cores, config,
     return [Episode(e.problem, index=e.index, strategy=e.strategy)
             for e in held]
   guide, params = learner.guide, learner.weights(name, 'evaluate.systems')
-  sampler = Sampler(guide.model, guide.end, guide.max_new_tokens, learner.mesh)
   episodes = []
   size = config.evaluate.batch_size
   with progress.track(f'{name}: strategies', len(problems) * count,
@@ -104,7 +111,7 @@ def _attempts(name, problems, count, temperature, learner, cores, config,
       # A full batch every time, so that one program serves all.
       padded = [*part, *[part[-1]] * (min(size, len(problems)) - len(part))]
       found = {}
-      for s in sampler.sample(params, [guide.prompt(p) for p in padded],
+      for s in learner.sampler.sample(params, [guide.prompt(p) for p in padded],
                               range(first, first + len(padded)), count,
                               seed=config.seed, temperature=temperature):
         found[s.row, s.index] = guide.read(s.tokens, s.logprobs, s.complete)
@@ -123,6 +130,15 @@ async def _execute(title, episodes, executor, cores):
       advance()
       return done
     return await asyncio.gather(*[one(e) for e in episodes])
+
+
+def _check_lost(name, episodes, config):
+  """A system of which too much is unknown must not appear as a number."""
+  lost = [e for e in episodes if e.status == LOST]
+  if len(lost) > config.rl.max_lost_fraction * len(episodes):
+    raise UserError(f'evaluate: {len(lost)} of {len(episodes)} episodes of '
+                    f'{name} were lost ({lost[0].lost_reason}); mend the core '
+                    'and run the same command to go on')
 
 
 def _transfer(config):
@@ -150,9 +166,9 @@ def _read(path, stamp) -> list[Episode]:
     return []
   try:
     first, *rows = (json.loads(x) for x in path.read_text().splitlines())
-  except json.JSONDecodeError:  # cut short by a kill; sampled again
+    return [from_dict(row) for row in rows] if first == stamp else []
+  except (ValueError, KeyError, TypeError):  # damaged: sample again
     return []
-  return [from_dict(row) for row in rows] if first == stamp else []
 
 
 def _publish(results, config, workdir):

@@ -27,7 +27,6 @@ from exectune_jax.learning import batches, metrics, sharding, steps
 from exectune_jax.learning.advantages import group_advantages
 from exectune_jax.learning.learner import Learner
 from exectune_jax.rewards.collector import Collector
-from exectune_jax.sampling.sampler import Sampler
 from exectune_jax.tasks import load_problems, make_task
 
 
@@ -40,7 +39,6 @@ def run(config, workdir):
   learner = Learner(config, workdir, rl)
   guide, rows = learner.guide, rl.groups * rl.group_size
   learner.check_rows(rl.micro_batch or rows, 'rl.groups * rl.group_size')
-  sampler = Sampler(guide.model, guide.end, guide.max_new_tokens, learner.mesh)
   update = steps.compile_step(
       steps.grpo_step(guide.model, learner.tx, guide.max_new_tokens,
                       clip_low=rl.clip_low, clip_high=rl.clip_high,
@@ -51,7 +49,7 @@ def run(config, workdir):
 
   # -- resume: weights, position, then the groups that were in flight
   state, extra, checkpoints = learner.start(rl.init, rl.output, 'rl')
-  step = int(state.step)
+  step = int(jax.device_get(state.step))
   if step >= rl.steps:
     progress.console.print(f'rl {rl.output}: done before')
     checkpoints.close()
@@ -86,7 +84,7 @@ def run(config, workdir):
           chosen = [problem_of(n) for n in numbers]
           for number, problem in zip(numbers, chosen, strict=True):
             collector.open(number, problem, step)
-          for s in sampler.sample(
+          for s in learner.sampler.sample(
               state.params, [guide.prompt(p) for p in chosen], numbers,
               rl.group_size, seed=config.seed, temperature=rl.temperature):
             collector.add(numbers[s.row], s.index,
@@ -120,6 +118,8 @@ def run(config, workdir):
           progress.show_episode(groups[0][0], f'[{rl.output} step {step}]')
         advance(1, note)
         if step % rl.checkpoint_every == 0:
+          _report(late, writer)  # a checkpoint never runs ahead of its metrics
+          late = None
           save()
         _check_losses(losses, report, groups, rl)
         interrupt.check()

@@ -32,7 +32,7 @@ def run(config, workdir):
                      learner.guide.max_new_tokens, sft.micro_batch),
       learner.mesh, learner.where)
   state, _, checkpoints = learner.start(sft.init, sft.output, 'sft')
-  step = int(state.step)
+  step = int(jax.device_get(state.step))
   folder = workdir / 'guides' / sft.output
   if step >= sft.steps:
     progress.console.print(f'sft {sft.output}: done before')
@@ -55,6 +55,8 @@ def run(config, workdir):
         late = (step, metrics)
         advance(1, note)
         if step % sft.checkpoint_every == 0 or interrupt.requested():
+          _report(late, writer)  # a checkpoint never runs ahead of its metrics
+          late = None
           checkpoints.save(state, {})
         interrupt.check()
   finally:

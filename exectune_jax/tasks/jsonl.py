@@ -19,7 +19,11 @@ def read_json_lines(path: pathlib.Path, fields: tuple[str, ...]) -> list[dict]:
   if not path.is_file():
     raise UserError(f"task.data_dir='{path.parent}': there is no {path.name}")
   rows = []
-  for number, line in enumerate(path.read_text('utf-8').splitlines(), 1):
+  try:
+    lines = path.read_text('utf-8').split('\n')
+  except UnicodeDecodeError as e:
+    raise UserError(f'{path}: not UTF-8 text: {e.reason}') from e
+  for number, line in enumerate(lines, 1):
     if not line.strip():
       continue
     try:
@@ -44,5 +48,5 @@ class JsonLines(MathTask):
     path = pathlib.Path(self.options.data_dir) / f'{split}.jsonl'
     rows = read_json_lines(path, ('question', 'answer'))
     limit = self.options[f'{split}_size'] or None
-    return [Problem(f'{split}-{i}', row['question'], str(row['answer']))
+    return [Problem(f'{split}-{i}', str(row['question']), str(row['answer']))
             for i, row in enumerate(rows[:limit])]

@@ -31,13 +31,24 @@ NUMBER = re.compile(
 _MARKER = re.compile(
     r'(?:final\s+answer|answer)\s*(?:is|:|=|would be)+:?\s*|####\s*',
     re.IGNORECASE)
-_HEDGE = re.compile(r'^\s*(?:or|to|and|-|–|,)\s*\$?\d|^\s*[*/+x×]\s*\S')
+# After the number only its unit may follow: some plain words.
+_UNIT = re.compile(r"[%$]?(?:\s*[A-Za-z'/-]+(?:[²³]|\^[23])?){0,6}\s*")
+_NOT_A_UNIT = re.compile(
+    r'\b(?:or|not|no|times|plus|minus|less|more|half|quarter|dozen|hundred|'
+    r'thousand|million|billion|to|and|but|maybe|multiplied|divided|squared|'
+    r'cubed|e)\b', re.IGNORECASE)
+_DOUBT = re.compile(r"\b(?:not|or|isn't|neither)\b", re.IGNORECASE)
+_TAKEN_BACK = re.compile(r'\b(?:wait|wrong|incorrect|actually|instead|not)\b',
+                         re.IGNORECASE)
+_POWER = re.compile(r'[\d^{}().+*/ -]*\^[\d^{}().+*/ -]*')
 _BARE = re.compile(rf'(?:^|=)\s*({NUMBER.pattern})\s*[A-Za-z%]*\s*\.?$')
 
 
 def to_fraction(text: str) -> Fraction | None:
   """Exact value of a plain number ('-1,200.50', '$3', '3/4', '50%')."""
-  text = text.strip().replace('$', '').replace(',', '').rstrip('%. ')
+  text = text.strip().replace('$', '').rstrip('%.,; ')
+  if re.fullmatch(r'[-+]?\d{1,3}(,\d{3})+(\.\d*)?(/\d+)?', text, re.ASCII):
+    text = text.replace(',', '')
   if not text or len(text) > MAX_NUMBER_CHARS:
     return None
   if not re.fullmatch(r'[-+]?(\d+(\.\d*)?|\.\d+)(/\d+)?', text, re.ASCII):
@@ -51,16 +62,19 @@ def to_fraction(text: str) -> Fraction | None:
 def extract_answer(text: str) -> str | None:
   """The final answer as written: a number, LaTeX, or None."""
   text = text[-MAX_REPLY_CHARS:].replace('**', '')
-  boxed = _last_boxed(text)
-  if boxed is not None:
-    return boxed
+  boxed = text.rfind('\\boxed{')
+  if boxed >= 0:
+    denied = _DOUBT.search(text[max(0, boxed - 20):boxed])
+    return None if denied else _boxed(text[boxed:])
   markers = list(_MARKER.finditer(text))
   if markers:
-    sentence = text[markers[-1].end():].split('\n', 1)[0]
-    return _answer_in(sentence)
+    sentence, _, rest = text[markers[-1].end():].partition('\n')
+    return None if _TAKEN_BACK.search(rest) else _answer_in(sentence)
   lines = [line for line in text.strip().splitlines() if line.strip()]
   bare = _BARE.search(lines[-1].strip()) if lines else None
-  return bare.group(1) if bare else None
+  if bare is None or _DOUBT.search(lines[-1]):
+    return None
+  return bare.group(1)
 
 
 def verify(reference: str, text: str) -> Verdict:
@@ -80,33 +94,37 @@ def verify(reference: str, text: str) -> Verdict:
   return Verdict(False, answer)
 
 
-def _last_boxed(text: str) -> str | None:
-  r"""Content of the last \boxed{...} with balanced braces."""
-  start = text.rfind('\\boxed{')
-  if start < 0:
-    return None
+def _boxed(text: str) -> str | None:
+  r"""Content of the \boxed{...} that text begins with; braces balance."""
   depth = 0
-  for i in range(start + 6, len(text)):
+  for i in range(text.index('{'), len(text)):
     depth += (text[i] == '{') - (text[i] == '}')
     if depth == 0:
-      return text[start + 7:i].strip() or None
+      inside = text[text.index('{') + 1:i].strip()
+      return None if not inside or _DOUBT.search(inside) else inside[:200]
   return None
 
 
-def _answer_in(sentence: str) -> str | None:
+def _answer_in(line: str) -> str | None:
   """The answer that a marker phrase introduces, if it is one."""
-  sentence = re.split(r'[.!?;](?:\s|$)', sentence, maxsplit=1)[0].strip()
-  latex = re.match(r'\$?\\[()]?\s*(.+?)\s*(?:\\[()]|\$)?$', sentence)
-  if latex and '\\' in sentence:
+  sentence, *after = re.split(r'[.;](?=\s|$)', line.strip(), maxsplit=1)
+  if after and _TAKEN_BACK.search(after[0]):
+    return None
+  sentence = sentence.strip()
+  if '\\' in sentence:
     value = sentence.strip('$').removeprefix('\\(').removesuffix('\\)')
-    return None if re.search(r'\bor\b', value) else value.strip()[:200]
-  if '=' in sentence:
-    sentence = sentence.rsplit('=', 1)[1].strip()
-  number = NUMBER.match(sentence)
-  if number is None:
-    return sentence[:200] if '^' in sentence else None
-  rest = sentence[number.end():]
-  return None if _HEDGE.match(rest) else number.group()
+    return None if _DOUBT.search(value) else value.strip()[:200]
+  before, equals, last = sentence.rpartition('=')
+  if equals and _DOUBT.search(before):
+    return None
+  last = last.strip()
+  number = NUMBER.match(last)
+  if number is None or _POWER.fullmatch(last):
+    return last[:200] if _POWER.fullmatch(last) else None
+  unit = last[number.end():]
+  if not _UNIT.fullmatch(unit) or _NOT_A_UNIT.search(unit):
+    return None
+  return number.group()
 
 
 class _Worker:
