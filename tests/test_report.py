@@ -101,6 +101,8 @@ def test_page_escapes_what_models_wrote():
 def test_terminal_table_fits_80_columns():
   import rich.console
   report, _ = _report()
+  report['systems'][0].update(accuracy=0.988, ci95=[0.8333, 0.9999],
+                              core_tokens=1234, usd_per_1k=0.0096283)
   console = rich.console.Console(width=80, record=True, file=open('/dev/null',
                                                                   'w'))
   for table in page.tables(report):

@@ -129,7 +129,7 @@ def _html_episode(e: Episode) -> str:
 
 def _table(title, columns, body) -> Table:
   table = Table(title=title, title_justify='left', box=rich.box.SIMPLE,
-                padding=(0, 1, 0, 0))
+                padding=(0, 1, 0, 0), pad_edge=False)
   for i, column in enumerate(columns):
     table.add_column(column, justify='right' if i else 'left', no_wrap=not i)
   for row in body:
@@ -152,5 +152,5 @@ def _show(key: str, value) -> str:
   if key in ('guide_tokens', 'core_tokens'):
     return f'{value:.0f}'
   if key == 'usd_per_1k':
-    return f'{value:.4g}'
+    return f'{value:.3g}'
   return f'{100 * value:.1f}'
