@@ -55,11 +55,11 @@ def get_config(arg=''):
   config.sft.steps = 15
   config.sft.examples = 120
 
-  config.rl.groups = 6
-  config.rl.group_size = 6
-  config.rl.micro_batch = 6
-  config.rl.steps = 30
-  config.rl.learning_rate = 3e-5
+  config.rl.groups = 5
+  config.rl.group_size = 8
+  config.rl.micro_batch = 8
+  config.rl.steps = 18
+  config.rl.learning_rate = 1e-5
   config.rl.warmup_steps = 2
   config.rl.checkpoint_every = 10
   config.rl.show_every = 6

@@ -11,6 +11,7 @@ decided by a hash of its text, so splits cannot overlap.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 from collections.abc import Sequence
 from fractions import Fraction
@@ -64,6 +65,7 @@ CONVERT = ('A trip takes {a} {ws}. How many {ps} is that?',
 
 STEPS = {'one_step': 1, 'two_step': 2, 'three_step': 3, 'four_step': 4}
 FAMILIES = (*STEPS, 'units')
+PATIENCE = 5000  # draws without a new problem after which there are no more
 _SHARES = {'train': range(30, 100), 'validation': range(0, 10),
            'test': range(10, 30)}  # percent of the hash space
 
@@ -93,14 +95,17 @@ class WordProblems(MathTask):
 
   def problems(self, split: str) -> Sequence[Problem]:
     size = self.options[f'{split}_size']
-    found, texts = [], set()
-    for index in range(50 * size + 1000):
+    found, texts, last = [], set(), 0
+    for index in itertools.count():
       if len(found) == size:
         return found
+      if index - last > PATIENCE:
+        break
       problem = self.generate(split, index)
       if problem and problem.question not in texts:
         texts.add(problem.question)
         found.append(problem)
+        last = index
     raise UserError(
         f'task.{split}_size={size}: only {len(found)} different problems '
         'exist with these settings; raise task.max_number or task.wordings')
