@@ -37,7 +37,8 @@ def pair_rows(report: dict) -> list[list[str]]:
 
 def tables(report: dict) -> list[Table]:
   """The two tables for the terminal."""
-  return [_table(headline(report), ['system', *(c for c, _ in COLUMNS)], rows(report)),
+  return [_table(headline(report), ['system', *(c for c, _ in COLUMNS)],
+                 rows(report)),
           _table('paired differences in points',
                  ['pair', 'difference', '95% interval', 'McNemar p'],
                  pair_rows(report))]
