@@ -8,12 +8,12 @@ before any work starts.
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 
 import ml_collections
 from ml_collections.config_dict import placeholder
 
+from exectune_jax import files
 from exectune_jax.errors import UserError
 
 # A stage may be followed by a variant, 'sft:base': the stage with these
@@ -254,9 +254,7 @@ def remember(config, workdir: pathlib.Path) -> None:
   started = any((workdir / name).exists()
                 for name in ('collect/summary.json', 'guides'))
   if not (started and path.exists()):
-    partial = path.with_suffix('.partial')
-    partial.write_text(json.dumps(now, indent=2, sort_keys=True) + '\n')
-    os.replace(partial, path)
+    files.write_whole(path, json.dumps(now, indent=2, sort_keys=True) + '\n')
     return
   try:
     before = json.loads(path.read_text())

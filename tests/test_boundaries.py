@@ -10,7 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'exectune_jax'
 HOST = ['cores', 'rewards', 'tasks', 'report', 'episode.py', 'prompts.py',
-        'strategy.py', 'teachers.py', 'errors.py', 'interrupt.py',
+        'strategy.py', 'teachers.py', 'errors.py', 'files.py', 'interrupt.py',
         'progress.py', 'config.py']
 PURE = ['learning/steps.py', 'learning/losses.py', 'models/transformer.py']
 OPTIONAL = {'torch', 'tensorflow', 'anthropic', 'openai', 'wandb', 'gguf',

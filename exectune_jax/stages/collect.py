@@ -14,12 +14,11 @@ from __future__ import annotations
 import asyncio
 import collections
 import json
-import os
 import random
 
 from rich.table import Table
 
-from exectune_jax import progress, prompts, strategy, teachers
+from exectune_jax import files, progress, prompts, strategy, teachers
 from exectune_jax.cores.service import CoreService
 from exectune_jax.episode import LOST, Episode
 from exectune_jax.errors import Lost, UserError
@@ -46,9 +45,10 @@ def run(config, workdir):
     raise UserError(f'collect: {len(lost)} of {len(rows)} proposals were lost '
                     f'({lost[0]}); mend the core and run the same command to '
                     'go on')
-  _write(folder / 'proposals.jsonl',
-         ''.join(json.dumps(row) + '\n' for row in rows))
-  _write(folder / 'summary.json', json.dumps(summary, indent=2) + '\n')
+  files.write_whole(folder / 'proposals.jsonl',
+                    ''.join(json.dumps(row) + '\n' for row in rows))
+  files.write_whole(folder / 'summary.json',
+                    json.dumps(summary, indent=2) + '\n')
   _show(summary)
 
 
@@ -142,10 +142,3 @@ def _show(summary):
       table.add_row(f'{kind} {name}', str(c['proposed']), str(c['accepted']),
                     f'{c["accepted"] / c["proposed"]:.1%}')
   progress.console.print(table)
-
-
-def _write(path, text):
-  """Whole or not at all."""
-  partial = path.with_suffix('.partial')
-  partial.write_text(text, 'utf-8')
-  os.replace(partial, path)

@@ -13,9 +13,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-import os
 
-from exectune_jax import interrupt, progress, prompts
+from exectune_jax import files, interrupt, progress, prompts
 from exectune_jax.cores.service import CoreService
 from exectune_jax.episode import (LOST, Episode, Strategy, from_dict, to_dict)
 from exectune_jax.errors import UserError
@@ -63,6 +62,7 @@ def _task_report(config, split, learner, cores, workdir):
   problems = load_problems(task, split)
   greedy, sampled, lengths = {}, {}, {}
   for name in config.evaluate.systems:
+    stamp = _stamp(name, workdir)
     draws = [('greedy', 1, 0.0)]
     if name not in UNGUIDED and config.evaluate.alpha_samples:
       draws.append(('sampled', config.evaluate.alpha_samples, 1.0))
@@ -70,15 +70,13 @@ def _task_report(config, split, learner, cores, workdir):
       path = (workdir / 'evaluate'
               / f'{config.task.name.replace(":", ".")}_{name}_{kind}.jsonl')
       episodes = _attempts(name, problems, count, temperature, learner, cores,
-                           config, path)
+                           config, path, stamp)
       field = 'large_core' if name == 'large_core' else 'core'
       executor = Executor(cores, task, config, field)
       done = cores.run(_execute(f'{name}, {kind}', episodes, executor, cores))
       _check_lost(name, done, config)
-      partial = path.with_suffix('.partial')
-      partial.write_text(''.join(json.dumps(row) + '\n' for row in [
-          _stamp(name, workdir), *map(to_dict, done)]))
-      os.replace(partial, path)
+      files.write_whole(path, ''.join(json.dumps(row) + '\n' for row in [
+          stamp, *map(to_dict, done)]))
       (greedy if kind == 'greedy' else sampled)[name] = done
     if name not in UNGUIDED:
       lengths[name] = [len(learner.guide.prompt(p)) for p in problems]
@@ -89,13 +87,13 @@ def _task_report(config, split, learner, cores, workdir):
 
 
 def _attempts(name, problems, count, temperature, learner, cores, config,
-              path):
+              path, stamp):
   """Episodes with strategies, not yet executed; reused if still current."""
   if name in UNGUIDED:
     body = FIXED.get(name)
     strategy = Strategy(body, body) if body else None
     return [Episode(p, strategy=strategy) for p in problems]
-  held = _read(path, _stamp(name, path.parent.parent))
+  held = _read(path, stamp)
   if [(e.problem, e.index) for e in held] == [
       (p, i) for p in problems for i in range(count)]:
     return [Episode(e.problem, index=e.index, strategy=e.strategy)
