@@ -42,9 +42,12 @@ def get_config(arg=''):
   config.guide.size = 'hf'
   config.guide.checkpoint = 'runs/smollm2'
   config.guide.max_new_tokens = 32
-  config.guide.remat = True
   config.guide.usd_per_1m_tokens = 0.01
 
+  # The teacher can't know which form of an expression this core obeys best;
+  # it must offer several, or RL has nothing to choose from.
+  config.collect.styles.update(steps=0.0, expression=0.0, named=0.1,
+                               verbal=0.15, wrong=0.1, reveals=0.05, loose=0.6)
   config.collect.problems = 240
   config.collect.max_revisions = 2
   config.sft.batch_size = 16
@@ -53,16 +56,15 @@ def get_config(arg=''):
   config.sft.warmup_steps = 5
   config.sft.base_steps = 30
   config.sft.steps = 15
-  config.sft.examples = 120
 
   config.rl.groups = 5
   config.rl.group_size = 8
   config.rl.micro_batch = 8
-  config.rl.steps = 18
+  config.rl.steps = 50
   config.rl.learning_rate = 1e-5
   config.rl.warmup_steps = 2
   config.rl.checkpoint_every = 10
-  config.rl.show_every = 6
+  config.rl.show_every = 10
 
   config.evaluate.alpha_samples = 1
   config.evaluate.batch_size = 30

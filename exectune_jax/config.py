@@ -97,7 +97,7 @@ def default_config() -> ml_collections.ConfigDict:
       max_revisions=2,
       styles=ml_collections.ConfigDict(dict(  # scripted teacher only
           steps=0.2, expression=0.25, named=0.2, verbal=0.2, wrong=0.1,
-          reveals=0.05)),
+          reveals=0.05, loose=0.0)),
   ))
   config.optim = ml_collections.ConfigDict(dict(
       b1=0.9, b2=0.999, weight_decay=0.0, clip_norm=1.0))

@@ -4,11 +4,14 @@ A teacher is `async propose(problem, history, rng) -> (text, style)`, where
 history holds (text, feedback) of the rejected tries on this problem; style
 is a label for the statistics. The scripted
 teacher writes word-problem strategies in several styles, some of which no
-core can use: which style survives is decided by the core, not by us.
+core can use: which style survives is decided by the core, not by us. 'loose'
+is the expression as people write it, operands in either order, with or
+without a full stop: no teacher knows which of them a given core obeys best.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 from exectune_jax import prompts, strategy
@@ -17,7 +20,8 @@ from exectune_jax.episode import Problem
 from exectune_jax.errors import UserError
 from exectune_jax.tasks import word_problems
 
-STYLES = ('steps', 'expression', 'named', 'verbal', 'wrong', 'reveals')
+STYLES = ('steps', 'expression', 'named', 'verbal', 'wrong', 'reveals',
+          'loose')
 _VERBS = {'+': 'add {1} to {0}', '-': 'subtract {1} from {0}',
           '*': 'multiply {0} by {1}', '/': 'divide {0} by {1}'}
 
@@ -62,6 +66,8 @@ def write(problem: Problem, style: str, rng: random.Random) -> str:
   elif style == 'named':
     body = _sentence([_VERBS[s.op].format(
         _operand(s.left, 'the result'), s.right) for s in plan])
+  elif style == 'loose':
+    body = _nested((_commute(plan[0], rng), *plan[1:])) + rng.choice(('', '.'))
   elif style == 'reveals':
     results = word_problems.evaluate_plan(plan)
     shown = [word_problems.format_number(r) for r in results]
@@ -91,6 +97,13 @@ def _nested(plan) -> str:
     text = f'({text}) {step.op} {step.right}' if loose else (
         f'{text} {step.op} {step.right}')
   return text
+
+
+def _commute(step, rng):
+  """The step, or the same with its operands exchanged, at even odds."""
+  if step.op in '+*' and rng.random() < 0.5:
+    return dataclasses.replace(step, left=step.right, right=step.left)
+  return step
 
 
 def _spoil(plan, rng):

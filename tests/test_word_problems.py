@@ -94,6 +94,9 @@ def test_teacher_styles(config):
   assert not re.search(r'\d', text['verbal'])
   assert text['reveals'].endswith(f'= {problem.answer}</strategy>')
   assert text['wrong'] != text['steps']
+  assert {teachers.write(problem, 'loose', rng)[10:-11] for _ in range(40)} == {
+      f'({x} + {y}) * {c}{stop}' for x, y in ((a, b), (b, a))
+      for stop in ('', '.')}
   leaking = {s for s in text if _task(config).reveals_answer(
       problem, text[s][10:-11])}
   assert leaking == {'reveals'}

@@ -48,7 +48,8 @@ def _texts(count: int = 3000):
   options = default_config().task
   with options.unlocked():
     options.update(families=FAMILIES, train_size=count)
-  rng = random.Random(0)
+  rng, weights = random.Random(0), default_config().collect.styles
+  styles = [s for s in teachers.STYLES if weights[s]]
   for problem in WordProblems(options).problems('train'):
     yield f'Problem: {problem.question}\n'
-    yield teachers.write(problem, rng.choice(teachers.STYLES), rng)
+    yield teachers.write(problem, rng.choice(styles), rng)
