@@ -35,7 +35,7 @@ def get_config(arg=''):
   config.guide.max_prompt_tokens = 384
   config.guide.max_new_tokens = 256
   config.guide.compute_dtype = 'bfloat16'
-  config.guide.remat = True
+  config.guide.remat = 'full'
 
   config.collect.problems = 1000
   config.collect.max_revisions = 3
@@ -45,7 +45,7 @@ def get_config(arg=''):
   config.sft.learning_rate = 1e-5
   config.rl.steps = 200
   config.rl.groups = 16
-  config.rl.micro_batch = 32
+  config.rl.micro_batch = 4
   config.rl.learning_rate = 1e-6
   config.evaluate.systems = ('core_alone', 'step_by_step', 'generic', 'sft',
                              'exectune')

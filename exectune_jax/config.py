@@ -25,12 +25,12 @@ VARIANTS = {
     'rl:advisor': {'rl.reward': 'advisor', 'rl.init': 'base',
                    'rl.output': 'advisor'},
 }
-STAGES = ('collect', 'sft', 'rl', 'evaluate')
+STAGES = ('collect', 'sft', 'rl', 'evaluate', 'export')
 
 # Fields that may differ when a workdir is used again.
 RESUMABLE = ('stages', 'budget_usd', 'compilation_cache', 'core.concurrency',
              'core.requests_per_minute', 'core.attempts', 'core.timeout_s',
-             'core.deadline_s', 'evaluate', 'large_core',
+             'core.deadline_s', 'evaluate', 'export', 'large_core',
              'sft.checkpoint_every', 'rl.checkpoint_every', 'rl.show_every',
              'rl.deadline_s', 'rl.max_lost_fraction')
 
@@ -82,15 +82,21 @@ def default_config() -> ml_collections.ConfigDict:
       wordings=3,
   ))
   config.guide = ml_collections.ConfigDict(dict(
-      size='tiny',  # a row of models/zoo.py, or 'hf' to read checkpoint
-      checkpoint='',  # Hugging Face directory (weights and tokenizer)
+      size='tiny',  # a row of models/zoo.py, or 'hf': what checkpoint says
+      checkpoint='',  # Hugging Face directory or model name; '': of the size
       max_prompt_tokens=128,
       max_new_tokens=64,
       compute_dtype='float32',  # or bfloat16; master weights are float32
-      remat=False,
+      remat='none',  # recomputed backwards: 'full', all but products 'dots'
+      attention='auto',  # or a key of models/attention.py's KERNELS
+      int8_cache=False,  # keys and values in 8 bits while sampling
+      lora_rank=0,  # 0: all weights are trained; else only adapters
+      lora_alpha=16.0,
+      lora_targets='.*',  # of q, k, v, o, gate, up, down
       usd_per_1m_tokens=0.02,  # what a guide token costs you to serve
   ))
   config.mesh = ml_collections.ConfigDict(dict(
+      mode='pjit',  # or 'pmap': data parallel only
       data=-1, fsdp=1, tensor=1))  # -1: all remaining devices
   config.collect = ml_collections.ConfigDict(dict(
       problems=600,  # first so many of the train split
@@ -109,7 +115,8 @@ def default_config() -> ml_collections.ConfigDict:
       base_examples=0,  # the same for sft:base
       steps=100,
       base_steps=300,  # the same for sft:base
-      batch_size=64,
+      batch_size=64,  # rows a step
+      row_length=0,  # tokens of a row that holds many examples; 0: one a row
       micro_batch=0,  # rows at a time; 0: the whole batch
       learning_rate=1e-3,
       warmup_steps=20,
@@ -122,7 +129,8 @@ def default_config() -> ml_collections.ConfigDict:
       steps=60,
       groups=16,  # problems a step
       group_size=8,  # strategies a problem
-      micro_batch=0,
+      micro_batch=0,  # problems at a time; 0: the whole batch
+      share_prompt=True,  # a group's prompt is computed once, not per member
       learning_rate=2e-4,
       warmup_steps=5,
       temperature=1.0,
@@ -148,8 +156,15 @@ def default_config() -> ml_collections.ConfigDict:
       transfer_data_dir='',
       transfer_max_number=0,
       alpha_samples=2,  # strategies a problem behind executability, at T = 1
+      top_k=0,  # truncate sampling to the k most likely tokens; 0: no
+      top_p=1.0,  # or to those that together reach p
       batch_size=64,  # problems sampled at a time
       show_episodes=3,
+  ))
+  config.export = ml_collections.ConfigDict(dict(
+      guide='exectune',  # which of guides/
+      output='',  # directory; '': export/<guide> in the workdir
+      dtype='',  # float32 or bfloat16; '': of the checkpoint it began from
   ))
   return config.lock()
 
@@ -197,7 +212,7 @@ def validate(config) -> None:
   for field in ('collect.max_revisions core.shots task.train_size '
                 'task.validation_size task.test_size sft.examples rl.kl '
                 'sft.base_examples evaluate.alpha_samples budget_usd '
-                'rl.max_staleness').split():
+                'rl.max_staleness guide.lora_rank sft.row_length').split():
     if read(config, field) < 0:
       raise UserError(f'{field}={read(config, field)}: must be 0 or more')
   if not sum(config.collect.styles.values()) > 0:
@@ -208,7 +223,11 @@ def validate(config) -> None:
   choices = {'rl.reward': ('exectune', 'advisor'), 'rl.advantage':
              ('centre', 'std'), 'rl.baseline': ('group', 'core_alone'),
              'sft.data': ('accepted', 'proposed'),
-             'guide.compute_dtype': ('float32', 'bfloat16')}
+             'guide.compute_dtype': ('float32', 'bfloat16'),
+             'guide.remat': ('none', 'dots', 'full'),
+             'guide.attention': ('auto', 'xla', 'cudnn'),
+             'export.dtype': ('', 'float32', 'bfloat16'),
+             'mesh.mode': ('pjit', 'pmap')}
   for field, allowed in choices.items():
     if read(config, field) not in allowed:
       raise UserError(f"{field}='{read(config, field)}': choose from "
@@ -218,11 +237,10 @@ def validate(config) -> None:
                     'or more strategies to compare')
   for field in ('rl.micro_batch', 'sft.micro_batch'):
     stage, micro = field.split('.')[0], read(config, field)
-    rows = (config.rl.groups * config.rl.group_size if stage == 'rl'
-            else config.sft.batch_size)
+    rows, name = ((config.rl.groups, 'rl.groups') if stage == 'rl'
+                  else (config.sft.batch_size, 'sft.batch_size'))
     if micro and rows % micro:
-      raise UserError(f'{field}={micro}: must divide the {rows} rows of a '
-                      'batch')
+      raise UserError(f'{field}={micro}: must divide {name}={rows}')
   if config.core.temperature > 0 and config.core.samples_alone < 2:
     raise UserError(f'core.samples_alone={config.core.samples_alone}: with '
                     f'core.temperature={config.core.temperature:g} the core '
@@ -315,10 +333,12 @@ def runlocal(config):
                       ('judge', ''), ('large_core', '')):
     config[field] = core_section(name)
   config.guide.update(size='tiny', checkpoint='', max_new_tokens=32,
-                      max_prompt_tokens=64, compute_dtype='float32')
-  config.mesh = dict(data=-1, fsdp=1, tensor=1)
+                      max_prompt_tokens=64, compute_dtype='float32',
+                      remat='none', attention='auto', lora_rank=0)
+  config.mesh = dict(mode='pjit', data=-1, fsdp=1, tensor=1)
   config.collect.problems = 30
-  config.sft.update(steps=2, base_steps=2, batch_size=8, micro_batch=0)
+  config.sft.update(steps=2, base_steps=2, batch_size=8, micro_batch=0,
+                    row_length=0)
   config.rl.update(steps=2, groups=2, group_size=2, micro_batch=0)
   config.evaluate.update(
       batch_size=12, transfer='', alpha_samples=1,

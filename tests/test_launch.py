@@ -7,7 +7,7 @@ import subprocess
 
 import numpy as np
 import pytest
-import tiny_llama
+import tiny_checkpoints
 from safetensors.numpy import load_file
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -80,7 +80,7 @@ def _write_gguf(path, tensors, config):
 def test_gguf_becomes_a_guide_directory_with_the_same_weights(tmp_path):
   from exectune_jax.models import hf, tokenizer
   from launch import gguf_model
-  source = tiny_llama.write(tmp_path / 'hf', tied=True, kv_heads=2)
+  source = tiny_checkpoints.write(tmp_path / 'hf')
   tensors = load_file(source / 'model.safetensors')
   config = json.loads((source / 'config.json').read_text())
   _write_gguf(tmp_path / 'm.gguf', tensors, config)

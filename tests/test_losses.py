@@ -10,7 +10,7 @@ import pytest
 
 from exectune_jax.learning import batches, losses
 from exectune_jax.models.transformer import (Transformer, TransformerConfig,
-                                             init_params)
+                                             init_variables)
 
 LOOSE = dict(clip_low=0.2, clip_high=0.28, tis_cap=1e9)
 
@@ -19,7 +19,7 @@ LOOSE = dict(clip_low=0.2, clip_high=0.28, tis_cap=1e9)
 def small():
   model = Transformer(TransformerConfig(
       vocab=4, dim=16, layers=2, heads=2, kv_heads=1, head_dim=8, mlp_dim=24))
-  return model, jax.jit(lambda key: init_params(model, key))(
+  return model, jax.jit(lambda key: init_variables(model, key))(
       jax.random.key(3))
 
 
@@ -29,14 +29,14 @@ def test_clip_table_of_the_golden_file(shared):
     r, a = (float(x.split('=')[1]) for x in name.split(','))
     loss, _ = losses.policy_loss(
         jnp.log(jnp.array([[r]])), jnp.zeros((1, 1)), jnp.zeros((1, 1)),
-        jnp.array([a]), jnp.ones((1, 1)), clip_low=0.2, clip_high=0.28,
+        jnp.array([[a]]), jnp.ones((1, 1)), clip_low=0.2, clip_high=0.28,
         tis_cap=2.0)
     assert loss == pytest.approx(value, abs=1e-6)
   weights = golden['tis token C=2, logdiff [-1,.5,1.5]']
   for diff, weight in zip((-1.0, 0.5, 1.5), weights, strict=True):
     _, sums = losses.policy_loss(
         jnp.zeros((1, 1)), jnp.zeros((1, 1)), jnp.array([[-diff]]),
-        jnp.ones(1), jnp.ones((1, 1)), clip_low=0.2, clip_high=0.28,
+        jnp.ones((1, 1)), jnp.ones((1, 1)), clip_low=0.2, clip_high=0.28,
         tis_cap=2.0)
     assert sums['tis_weight'] == pytest.approx(weight, rel=1e-6)
 
@@ -52,7 +52,7 @@ def test_two_by_three_tokens_by_hand():
   old = jnp.full((2, 3), -1.0)
   mask = jnp.array([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]])
   loss, sums = losses.policy_loss(
-      jnp.log(ratio) + old, old, old, jnp.array([1.0, -0.5]), mask,
+      jnp.log(ratio) + old, old, old, jnp.array([[1.0] * 3, [-0.5] * 3]), mask,
       clip_low=0.2, clip_high=0.28, tis_cap=2.0)
   assert loss == pytest.approx(-(1.8 - 1.7), abs=1e-6)
   # clipping binds nowhere else than where it lowers the gain: not at
@@ -65,13 +65,18 @@ def _all_completions(length, vocab=4):
 
 
 def _logps(model, params, completions, prompt=(1, 2)):
-  batch = batches.pack_rows([list(prompt)] * len(completions), completions)
-  return jax.jit(lambda p: losses.completion_logprobs(
-      model, p, jax.tree.map(jnp.asarray, batch), len(completions[0])))(params)
+  """Log-probs [number of completions, their length]; one row holds half."""
+  half = len(completions) // 2
+  batch = batches.lay_out([[batches.Block(prompt, part)] for part in (
+      completions[:half], completions[half:])])
+  length = len(completions[0])
+  logp = jax.jit(lambda p: losses.completion_logprobs(
+      model, p, jax.tree.map(jnp.asarray, batch)))(params)
+  return logp[:, :half * length].reshape(-1, length)
 
 
 def test_probabilities_sum_to_one(small):
-  logp, _ = _logps(*small, _all_completions(3))
+  logp = _logps(*small, _all_completions(3))
   assert np.exp(np.sum(np.asarray(logp), 1)).sum() == pytest.approx(1, abs=1e-5)
 
 
@@ -84,15 +89,16 @@ def test_gradient_is_the_analytic_policy_gradient(small):
                       for c in completions], jnp.float32)
 
   def expected_reward(p):
-    logp, _ = _logps(model, p, completions)
+    logp = _logps(model, p, completions)
     return jnp.sum(jnp.exp(logp.sum(1)) * reward)
 
   def grpo(p):
-    logp, mask = _logps(model, p, completions)
+    logp = _logps(model, p, completions)
     old = jax.lax.stop_gradient(logp)
     chance = jnp.exp(old.sum(1))
     advantage = reward - jnp.sum(chance * reward)  # any constant baseline
-    return losses.policy_loss(logp, old, old, advantage * chance, mask,
+    return losses.policy_loss(logp, old, old, jnp.repeat((advantage * chance)[:, None], 3, 1),
+                              jnp.ones_like(logp),
                               **LOOSE)[0]
 
   _same(jax.jit(jax.grad(grpo))(params),
@@ -105,16 +111,16 @@ def test_importance_weights_undo_another_sampler(small):
   other = jax.tree.map(lambda x: 0.5 * x, params)
   completions = _all_completions(1)
   reward = jnp.array([1.0, -2.0, 0.5, 0.0])
-  q, _ = _logps(model, other, completions)
+  q = _logps(model, other, completions)
 
   def grpo(p):
-    logp, mask = _logps(model, p, completions)
+    logp = _logps(model, p, completions)
     return losses.policy_loss(
-        logp, jax.lax.stop_gradient(logp), q, reward * jnp.exp(q[:, 0]), mask,
-        **LOOSE)[0]
+        logp, jax.lax.stop_gradient(logp), q, reward[:, None] * jnp.exp(q),
+        jnp.ones_like(logp), **LOOSE)[0]
 
   def expected_reward(p):
-    logp, _ = _logps(model, p, completions)
+    logp = _logps(model, p, completions)
     return -jnp.sum(jnp.exp(logp[:, 0]) * reward)
 
   _same(jax.jit(jax.grad(grpo))(params),
@@ -125,9 +131,10 @@ def test_equal_rewards_give_exactly_zero_gradient(small):
   model, params = small
   completions = _all_completions(2)
   def grpo(p):
-    logp, mask = _logps(model, p, completions)
+    logp = _logps(model, p, completions)
     old = jax.lax.stop_gradient(logp)
-    return losses.policy_loss(logp, old, old, jnp.zeros(16), mask, **LOOSE)[0]
+    return losses.policy_loss(logp, old, old, jnp.zeros_like(logp),
+                              jnp.ones_like(logp), **LOOSE)[0]
   grads = jax.jit(jax.grad(grpo))(params)
   assert all(not np.any(x) for x in jax.tree.leaves(grads))
 
@@ -160,7 +167,7 @@ def test_chunked_log_probs_equal_plain_ones(small, temperature, monkeypatch):
   target = jax.random.randint(jax.random.key(1), (2, 7), 0, 4)
 
   def plain(p, h):
-    logits = model.apply({'params': p}, h, method='logits') / temperature
+    logits = model.apply(p, h, method='logits') / temperature
     logp = jax.nn.log_softmax(logits)
     return jnp.take_along_axis(logp, target[..., None], -1)[..., 0]
 
@@ -176,18 +183,38 @@ def test_chunked_log_probs_equal_plain_ones(small, temperature, monkeypatch):
   _same(*grads)
 
 
-def test_padding_and_batch_mates_do_not_matter(small):
+def test_padding_and_row_mates_do_not_matter(small):
+  """Three blocks in two rows, against each of their texts on its own."""
   model, params = small
-  batch = batches.pack_rows([[1, 2, 3], [1]], [[2, 0], [3, 3, 1, 0]])
-  together, mask = losses.completion_logprobs(
-      model, params, jax.tree.map(jnp.asarray, batch), 6)
-  assert mask.tolist() == [[1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0]]
-  alone, _ = losses.completion_logprobs(
-      model, params, {'tokens_BL': jnp.array([[1, 3, 3, 1, 0]]),
-                      'prompt_len_B': jnp.array([1]),
-                      'completion_len_B': jnp.array([4])}, 4)
-  np.testing.assert_allclose(together[1, :4], alone[0], atol=1e-6)
-  assert not np.any(np.asarray(together)[mask == 0])
+  blocks = [batches.Block([1, 2, 3], [[2, 0], [3, 3, 1]]),
+            batches.Block([1], [[3, 3, 1, 0]]), batches.Block([2, 2], [[1]])]
+  batch = batches.lay_out([[blocks[0], blocks[1]], [blocks[2]]])
+  score = jax.jit(lambda b: losses.completion_logprobs(model, params, b))
+  together = np.asarray(score(batch))
+  assert batch['mask_BT'].sum(1).tolist() == [9, 1]
+  assert batch['segments_BL'].max(1).tolist() == [5, 1]
+  assert not np.any(together[batch['mask_BT'] == 0])
+  alone = [score(batches.lay_out([[batches.Block(b.prompt, [c])]]))[0, :len(c)]
+           for b in blocks for c in b.completions]
+  np.testing.assert_allclose(together[0, :9], np.concatenate(alone[:3]),
+                             atol=1e-6)
+  np.testing.assert_allclose(together[1, :1], alone[3], atol=1e-6)
+
+
+def test_rows_are_laid_out_as_documented():
+  batch = batches.lay_out([[batches.Block([5, 6], [[7, 8, 9], [4]]),
+                            batches.Block([3], [[2]])]], 8)
+  first = {name: value[0, :8].tolist() for name, value in batch.items()}
+  # the last token of a completion is predicted but never read
+  assert first['tokens_BL'] == [5, 6, 7, 8, 3, 0, 0, 0]
+  assert first['positions_BL'] == [0, 1, 2, 3, 0, 0, 0, 0]
+  assert first['segments_BL'] == [1, 1, 2, 2, 4, 0, 0, 0]
+  assert first['prefix_BL'] == [1, 1, 1, 1, 4, 0, 0, 0]
+  assert first['where_BT'] == [1, 2, 3, 1, 4, 0, 0, 0]
+  assert first['target_BT'] == [7, 8, 9, 4, 2, 0, 0, 0]
+  assert first['mask_BT'] == [1, 1, 1, 1, 1, 0, 0, 0]
+  with pytest.raises(ValueError, match='row of 5 tokens does not fit 4'):
+    batches.lay_out([[batches.Block([1] * 5, [[1]])]], 4)
 
 
 def _same(a, b):

@@ -168,16 +168,16 @@ def test_stopped_fine_tuning_continues_bit_for_bit(prepared, tmp_path,
   config = make_config()
   config.sft.update(steps=5, output='other')
   sft.run(config, workdir)
-  plain = sft.batches.pack_rows
+  plain = sft.batches.lay_out
 
-  def pack_rows(*args):
+  def lay_out(*args):
     interrupt._seen.append(signal.SIGINT)
     return plain(*args)
 
   config.sft.output = 'stopped'
   for _ in range(5):  # a signal in every single step
     with monkeypatch.context() as patch:
-      patch.setattr(sft.batches, 'pack_rows', pack_rows)
+      patch.setattr(sft.batches, 'lay_out', lay_out)
       with pytest.raises(Stopped):
         sft.run(config, workdir)
     interrupt._seen.clear()

@@ -1,7 +1,8 @@
 """Checkpoints of a guide in training, through Orbax.
 
-params, optimizer state and plain data (position, pending groups) are
-separate items, so that a stage that only needs the weights reads only them.
+What is trained (all weights, or adapters alone), optimizer state and plain
+data (position, pending groups) are separate items, so that a stage that only
+needs the weights reads only them.
 """
 
 from __future__ import annotations
@@ -43,11 +44,13 @@ class Checkpoints:
           extra=ocp.args.JsonSave(extra)))
       self._manager.wait_until_finished()
 
-  def restore(self, shapes: TrainState, where) -> tuple[TrainState, dict]:
+  def restore(self, shapes: TrainState, where,
+              frozen) -> tuple[TrainState, dict]:
     """Newest state and extra data.
 
     Args:
       shapes: abstract state. where: its shardings.
+      frozen: the variables that are not trained; no checkpoint holds them.
     """
     restore = ocp.args.StandardRestore
     optimizer = {'opt_state': shapes.opt_state, 'step': shapes.step}
@@ -55,7 +58,7 @@ class Checkpoints:
     held = self._read(params=restore(_placed(shapes.params, where.params)),
                       optimizer=restore(_placed(optimizer, placed)),
                       extra=ocp.args.JsonRestore())
-    return TrainState(held.params, held.optimizer['opt_state'],
+    return TrainState(held.params, frozen, held.optimizer['opt_state'],
                       held.optimizer['step']), held.extra
 
   def restore_params(self, shapes, where):

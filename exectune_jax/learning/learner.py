@@ -36,8 +36,26 @@ class Learner:
   @functools.cached_property
   def sampler(self) -> Sampler:
     """One sampler, so that each of its programs is compiled once."""
-    return Sampler(self.guide.model, self.guide.end,
-                   self.guide.max_new_tokens, self.mesh)
+    guide = self.guide
+    return Sampler(guide.model, guide.end, guide.max_new_tokens, self.mesh,
+                   guide.stop_at, self.config.guide.int8_cache)
+
+  @functools.cached_property
+  def first(self):
+    """Variables before any training."""
+    key = jax.device_put(np.uint32(self.config.seed))
+    return guides.first_variables(
+        self.config, self.guide, jax.jit(jax.random.key)(key), self.variables,
+        {**self.where.frozen, **self.where.params})
+
+  @property
+  def variables(self):
+    """Abstract variables of the guide."""
+    return self.shapes.variables
+
+  def compile(self, step):
+    return steps.compile_step(step, self.mesh, self.where,
+                              self.config.mesh.mode)
 
   def start(self, init: str, output: str, section_name: str):
     """Resumes guide `output`, or begins it from guide `init`.
@@ -50,17 +68,15 @@ class Learner:
     guides.claim(self.guide, folder)
     checkpoints = Checkpoints(folder)
     if checkpoints.latest() is not None:
-      return (*checkpoints.restore(self.shapes, self.where), checkpoints)
-    params = self.weights(init, f'{section_name}.init')
-    return steps.new_state(params, self.tx, self.where), {}, checkpoints
+      return (*checkpoints.restore(self.shapes, self.where, self._frozen()),
+              checkpoints)
+    variables = self.weights(init, f'{section_name}.init')
+    return steps.new_state(variables, self.tx, self.where), {}, checkpoints
 
   def weights(self, name: str, field: str):
-    """Parameters of a trained guide; '' is the guide before any training."""
+    """Variables of a trained guide; '' is the guide before any training."""
     if not name:
-      key = jax.device_put(np.uint32(self.config.seed))
-      key = jax.jit(jax.random.key)(key)
-      return guides.first_params(self.config, self.guide, key,
-                                 self.where.params)
+      return self.first
     folder = self.workdir / 'guides' / name
     if not (folder / 'guide.json').exists():
       raise UserError(f"{field}='{name}': there is no {folder}; run the stage "
@@ -69,7 +85,11 @@ class Learner:
     checkpoints = Checkpoints(folder)
     params = checkpoints.restore_params(self.shapes.params, self.where.params)
     checkpoints.close()
-    return params
+    return {**self._frozen(), **params}
+
+  def _frozen(self):
+    """The collections that no checkpoint of ours holds."""
+    return {k: self.first[k] for k in self.shapes.frozen}
 
   def put(self, batch):
     """A host batch on the devices, rows over the mesh."""

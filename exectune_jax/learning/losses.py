@@ -1,6 +1,7 @@
 """Losses of the guide, as sums over tokens; the caller divides.
 
-Shapes: B rows, L tokens of a row, T completion slots, D model, V vocabulary.
+Shapes: B rows, L tokens of a row, T completion tokens of a row (slots), D
+model, V vocabulary.
 Masks come from lengths, never from token ids. Sums, not means, because one
 global denominator over micro-batches and hosts is the only correct mean.
 """
@@ -10,63 +11,58 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from exectune_jax.models.attention import Rows
+
 CHUNK = 512  # tokens whose [chunk, V] logits exist at a time
 
 
-def completion_logprobs(model, params, batch, slots: int,
-                        temperature: float = 1.0):
-  """Log-probability of every completion token under the guide.
+def completion_logprobs(model, variables, batch, temperature: float = 1.0):
+  """Log-probability of every completion token under the guide, [B, T].
 
   Args:
     model: Transformer.
-    params: its parameters.
-    batch: tokens_BL (prompt, completion, padding), prompt_len_B,
-      completion_len_B.
-    slots: T, at least the longest completion.
+    variables: its parameters (and adapters).
+    batch: as made by `batches.lay_out`.
     temperature: logits are divided by it, as when sampling.
 
   Returns:
-    logp_BT (0 in empty slots) and mask_BT.
+    logp_BT, 0 in empty slots.
   """
-  tokens_BL = batch['tokens_BL']
-  hidden_BLD, _ = model.apply({'params': params}, tokens_BL)
-  slot_T = jnp.arange(slots)
-  where_BT = jnp.clip(batch['prompt_len_B'][:, None] - 1 + slot_T, 0,
-                      tokens_BL.shape[1] - 2)
-  hidden_BTD = jnp.take_along_axis(hidden_BLD, where_BT[..., None], axis=1)
-  target_BT = jnp.take_along_axis(tokens_BL, where_BT + 1, axis=1)
-  mask_BT = (slot_T < batch['completion_len_B'][:, None]).astype(jnp.float32)
-  logp_BT = token_logprobs(model, params, hidden_BTD, target_BT, temperature)
-  return logp_BT * mask_BT, mask_BT
+  rows = Rows(batch['positions_BL'], batch['segments_BL'], batch['prefix_BL'])
+  hidden_BLD, _ = model.apply(variables, batch['tokens_BL'], rows)
+  hidden_BTD = jnp.take_along_axis(hidden_BLD, batch['where_BT'][..., None],
+                                   axis=1)
+  logp_BT = token_logprobs(model, variables, hidden_BTD, batch['target_BT'],
+                           temperature)
+  return jnp.where(batch['mask_BT'] > 0, logp_BT, 0.0)
 
 
-def token_logprobs(model, params, hidden_BTD, target_BT, temperature=1.0):
+def token_logprobs(model, variables, hidden_BTD, target_BT, temperature=1.0):
   """log softmax(logits / temperature)[target], chunked over tokens.
 
   Never holds [B, T, V]: each chunk's logits are recomputed in the backward
-  pass.
+  pass. A chunk is some slots of every row, so that rows stay where they are
+  sharded.
   """
   B, T, D = hidden_BTD.shape
-  chunks = -(-B * T // CHUNK)
-  size = -(-B * T // chunks)
-  pad = chunks * size - B * T
-  h = jnp.pad(hidden_BTD.reshape(B * T, D), ((0, pad), (0, 0)))
-  y = jnp.pad(target_BT.reshape(B * T), (0, pad))
+  chunks = min(T, -(-B * T // CHUNK))
+  size = -(-T // chunks)
+  pad = ((0, 0), (0, chunks * size - T))
+  h = jnp.pad(hidden_BTD, (*pad, (0, 0))).reshape(B, chunks, size, D)
+  y = jnp.pad(target_BT, pad).reshape(B, chunks, size)
 
   @jax.checkpoint
   def one(chunk):
     hidden, target = chunk
-    logits = model.apply({'params': params}, hidden, method='logits')
-    logits = logits / temperature
-    chosen = jnp.take_along_axis(logits, target[:, None], -1)[:, 0]
+    logits = model.apply(variables, hidden, method='logits') / temperature
+    chosen = jnp.take_along_axis(logits, target[..., None], -1)[..., 0]
     return chosen - jax.nn.logsumexp(logits, axis=-1)
 
-  logp = jax.lax.map(one, (h.reshape(chunks, size, D),
-                           y.reshape(chunks, size)))
-  return logp.reshape(-1)[:B * T].reshape(B, T)
+  logp = jax.lax.map(one, (h.swapaxes(0, 1), y.swapaxes(0, 1)))
+  return logp.swapaxes(0, 1).reshape(B, -1)[:, :T]
 
 
-def policy_loss(logp_BT, old_BT, sampler_BT, advantage_B, mask_BT, *,
+def policy_loss(logp_BT, old_BT, sampler_BT, advantage_BT, mask_BT, *,
                 clip_low: float, clip_high: float, tis_cap: float):
   """Clipped policy-gradient loss, summed over tokens (to minimise).
 
@@ -79,7 +75,7 @@ def policy_loss(logp_BT, old_BT, sampler_BT, advantage_B, mask_BT, *,
     logp_BT: trainer's log-probs, differentiated.
     old_BT: trainer's log-probs before the first update on this batch.
     sampler_BT: log-probs under which the tokens were sampled.
-    advantage_B: one per row.
+    advantage_BT: of the completion that each token belongs to.
     mask_BT: 1 where a token counts.
 
   Returns:
@@ -87,7 +83,7 @@ def policy_loss(logp_BT, old_BT, sampler_BT, advantage_B, mask_BT, *,
   """
   ratio = jnp.exp(logp_BT - old_BT)
   weight = importance_weight(old_BT, sampler_BT, tis_cap)
-  adv = advantage_B[:, None]
+  adv = advantage_BT
   clipped = jnp.clip(ratio, 1 - clip_low, 1 + clip_high)
   gain = jnp.minimum(ratio * adv, clipped * adv)
   sums = {'clipped': jnp.sum(mask_BT * (ratio * adv > clipped * adv)),

@@ -25,13 +25,20 @@ _TABLE = (
     (r'(o|down)/kernel', P('tensor', 'fsdp')),
     (r'(q|k|v)/bias', P('tensor')),
     (r'scale', P()),
+    (r'(q|k|v|gate|up)/a', P('fsdp', None)),  # adapters
+    (r'(q|k|v|gate|up)/b', P(None, 'tensor')),
+    (r'(o|down)/a', P('tensor', None)),
+    (r'(o|down)/b', P(None, 'fsdp')),
 )
 
 
-def make_mesh(section) -> Mesh:
-  """The mesh of `config.mesh`; one axis may be -1 (what is left)."""
+def make_mesh(section, devices=None) -> Mesh:
+  """The mesh of `config.mesh`; one axis may be -1 (what is left).
+
+  devices: all that JAX sees, or others to compile for.
+  """
   sizes = [section.data, section.fsdp, section.tensor]
-  count = jax.device_count()
+  count = len(devices) if devices else jax.device_count()
   known = int(np.prod([s for s in sizes if s > 0]))
   if sizes.count(-1) == 1 and count % known == 0:
     sizes[sizes.index(-1)] = count // known
@@ -39,7 +46,11 @@ def make_mesh(section) -> Mesh:
     raise UserError(f'mesh=({section.data}, {section.fsdp}, {section.tensor}):'
                     f' must multiply to the {count} devices here; one axis '
                     'may be -1')
-  return jax.make_mesh(sizes, AXES,
+  if section.mode == 'pmap' and sizes[1] * sizes[2] > 1:
+    raise UserError(f"mesh.mode='pmap': every device holds the whole guide; "
+                    f'mesh.fsdp={sizes[1]} and mesh.tensor={sizes[2]} must '
+                    "be 1, or use mesh.mode='pjit'")
+  return jax.make_mesh(sizes, AXES, devices=devices,
                        axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
 
 
@@ -50,6 +61,24 @@ def rows(mesh: Mesh) -> NamedSharding:
 
 def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P())
+
+
+def sampling(state, mesh: Mesh):
+  """Where the sampler's state lives: prompts over rows, heads over tensor.
+
+  Caches are [N, B, ..., K, Q]; everything else starts with B.
+  """
+  def one(leaf):
+    if leaf.ndim < 5:
+      return rows(mesh) if leaf.ndim else replicated(mesh)
+    heads = 'tensor' if leaf.shape[-2] % mesh.shape['tensor'] == 0 else None
+    middle = (None,) * (leaf.ndim - 4)
+    return NamedSharding(mesh, P(None, ('data', 'fsdp'), *middle, heads, None))
+  return jax.tree.map(one, state)
+
+
+def constrain_sampling(state, mesh: Mesh):
+  return jax.lax.with_sharding_constraint(state, sampling(state, mesh))
 
 
 def row_multiple(mesh: Mesh) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import functools
 import json
 import pathlib
+import re
 
 import jax
 import transformers
@@ -13,9 +15,9 @@ import transformers
 from exectune_jax import prompts, strategy
 from exectune_jax.episode import Problem, Strategy
 from exectune_jax.errors import UserError
-from exectune_jax.models import hf, tokenizer, zoo
+from exectune_jax.models import attention, hf, tokenizer, zoo
 from exectune_jax.models.transformer import (Transformer, TransformerConfig,
-                                             init_params)
+                                             init_variables)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +44,8 @@ class Guide:
     messages = [{'role': r, 'content': t}
                 for r, t in prompts.guide_messages(problem.question)]
     ids = self.tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, return_dict=False)
+        messages, add_generation_prompt=True, return_dict=False,
+        enable_thinking=False)  # Qwen3: strategies without a monologue
     return list(ids)[-self.max_prompt_tokens:]
 
   def target(self, text: str) -> list[int]:
@@ -52,36 +55,95 @@ class Guide:
 
   def read(self, tokens, logprobs, complete: bool) -> Strategy:
     """The strategy in sampled tokens."""
-    text = self.tokenizer.decode(
+    return strategy.parse(self.text(tokens), tokens, logprobs, complete)
+
+  def text(self, tokens) -> str:
+    return self.tokenizer.decode(
         [t for t in tokens if t != self.end], skip_special_tokens=False,
         clean_up_tokenization_spaces=False)
-    return strategy.parse(text, tokens, logprobs, complete)
+
+  def stop_at(self, tokens) -> int | None:
+    """How many tokens reach the end of a strategy; None: not yet there."""
+    if strategy.CLOSE not in self.text(tokens):
+      return None
+    return bisect.bisect_left(
+        range(1, len(tokens) + 1), True,
+        key=lambda n: strategy.CLOSE in self.text(tokens[:n])) + 1
 
 
 def load(config, workdir: pathlib.Path) -> Guide:
   """The guide that `config.guide` describes."""
   g = config.guide
-  changes = dict(dtype=g.compute_dtype, remat=g.remat)
-  if g.size == 'hf':
-    architecture = hf.read_config(g.checkpoint, **changes)
-    words = tokenizer.load(g.checkpoint)
-    if words.chat_template is None:
-      raise UserError(f"guide.checkpoint='{g.checkpoint}': its tokenizer has "
-                      'no chat template; use an instruct checkpoint')
-  else:
+  changes = settings(config, jax.default_backend())
+  if g.size == 'tiny':
     words = _own_tokenizer(workdir)
-    architecture = zoo.architecture(g.size, **changes, vocab=len(words))
-  return Guide(Transformer(architecture), words, g.max_prompt_tokens,
+    found = zoo.architecture(g.size, **changes, vocab=len(words))
+  else:
+    directory = source(config)
+    found = hf.read_config(directory, **changes)
+    if g.size != 'hf':
+      _same(zoo.architecture(g.size, **changes), found, directory)
+    words = tokenizer.load(directory)
+    if words.chat_template is None:
+      raise UserError(f"guide.checkpoint='{directory}': its tokenizer has no "
+                      'chat template; use an instruct checkpoint')
+  return Guide(Transformer(found), words, g.max_prompt_tokens,
                g.max_new_tokens)
 
 
-def first_params(config, guide: Guide, key: jax.Array, shardings):
-  """Weights before any training: from the checkpoint, or random."""
-  if config.guide.size == 'hf':
-    return jax.device_put(hf.read_params(config.guide.checkpoint,
-                                         guide.config), shardings)
-  make = functools.partial(init_params, guide.model)
-  return jax.jit(make, out_shardings=shardings)(key)
+def settings(config, platform: str) -> dict:
+  """Fields of TransformerConfig that the config decides, not the model."""
+  g = config.guide
+  return dict(dtype=g.compute_dtype, remat=g.remat,
+              attention=attention.choose(g.attention, platform,
+                                         g.compute_dtype),
+              lora_rank=g.lora_rank, lora_alpha=g.lora_alpha,
+              lora_targets=g.lora_targets)
+
+
+def source(config) -> pathlib.Path:
+  """Directory of a pretrained guide, downloaded if it is a name on the hub."""
+  g = config.guide
+  name = g.checkpoint or zoo.HUB.get(g.size)
+  if not name:
+    raise UserError(f"guide.size='{g.size}': set guide.checkpoint to a Hugging "
+                    'Face directory or model name, or choose from '
+                    f'{", ".join(zoo.SIZES)}')
+  path = pathlib.Path(name).expanduser()
+  if path.exists() or not re.fullmatch(r'[\w.-]+/[\w.-]+', name):
+    return path
+  import huggingface_hub
+  try:
+    return pathlib.Path(huggingface_hub.snapshot_download(
+        name, allow_patterns=['*.json', '*.safetensors', '*.jinja']))
+  except Exception as e:  # noqa: BLE001 offline, gated, unknown: many classes
+    raise UserError(f"guide.checkpoint='{name}': neither a directory nor to be "
+                    f'had from the hub ({type(e).__name__}); download it '
+                    'elsewhere and give its directory') from e
+
+
+def _same(named, found, directory):
+  """A checkpoint must be of the size that the config names."""
+  for field in dataclasses.fields(named):
+    a, b = getattr(named, field.name), getattr(found, field.name)
+    if a != b:
+      raise UserError(f"guide.checkpoint='{directory}': {field.name}={b!r}, "
+                      f"but guide.size says {a!r}; use guide.size='hf' to "
+                      'take what the checkpoint says')
+
+
+def first_variables(config, guide: Guide, key: jax.Array, shapes, shardings):
+  """Variables before any training: from the checkpoint, or random."""
+  make = functools.partial(init_variables, guide.model)
+  if config.guide.size == 'tiny':
+    return jax.jit(make, out_shardings=shardings)(key)
+  params = hf.read_params(source(config), guide.config, shapes['params'],
+                          shardings['params'])
+  if 'lora' not in shapes:
+    return {'params': params}
+  lora = jax.jit(lambda key: make(key)['lora'],
+                 out_shardings=shardings['lora'])(key)
+  return {'params': params, 'lora': lora}
 
 
 def _own_tokenizer(workdir):
@@ -93,8 +155,9 @@ def _own_tokenizer(workdir):
 
 def describe(guide: Guide) -> dict:
   """What must agree before a checkpoint may be loaded into this guide."""
-  fields = dataclasses.asdict(guide.config)
-  return {k: v for k, v in fields.items() if k not in ('dtype', 'remat')}
+  fields = json.loads(json.dumps(dataclasses.asdict(guide.config)))
+  return {k: v for k, v in fields.items()
+          if k not in ('dtype', 'remat', 'attention')}
 
 
 def claim(guide: Guide, directory: pathlib.Path) -> None:

@@ -1,30 +1,55 @@
-"""One decoder for all guides: RMSNorm, RoPE, grouped queries, gated MLP.
+"""One decoder for all guides: Llama, Qwen 2.5 and 3, Gemma 3.
 
-Shapes: B prompts or rows, L tokens of a row, G samples of a prompt, T new
-tokens, D model, H heads, K kv heads, Q head size, V vocabulary, N layers.
+Shapes: B rows or prompts, L tokens of a row, G samples of a prompt, T slots
+for new tokens, D model, H heads, K kv heads, Q head size, V vocabulary, N
+layers, R rank of an adapter.
 
 The same blocks run in two modes. A full pass maps rows of tokens to hidden
 states and, for sampling, returns every layer's keys and values. A decode
-step feeds one new token to each of the G samples of each prompt: they read
-the prompt's keys and values, stored once per prompt, and their own.
+step feeds one new token to each of the G samples of each prompt (attention.py
+says what each may look at). Layers are scanned, so what differs between them
+(rotary frequencies, windows) is data.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from exectune_jax.models import attention
+from exectune_jax.models.attention import DecodeView, Rows
+
+# What a layer keeps for its backward pass; the rest is computed again.
+REMAT = {
+    'none': None,  # keep everything
+    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    'full': jax.checkpoint_policies.nothing_saveable,
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-  """Architecture of a guide.
+  """Architecture of a guide, and how it is computed.
 
-  qk_norm, qkv_bias, scale_embeddings, norm_plus_one and activation are what
-  Qwen and Gemma change against Llama.
+  query_scale: multiplies queries; 0 for head_dim ** -0.5.
+  rope_scaling: (), ('linear', factor), or ('llama3', factor, low, high,
+    original length).
+  windows: tokens that each layer looks back, 0 for all; () if all see all.
+  local_rope_theta: of layers with a window; 0 for rope_theta, unscaled.
+  qk_norm, qkv_bias, scale_embeddings, norm_plus_one, post_norms, activation:
+    what Qwen and Gemma change against Llama.
+  dtype: of the computation; parameters are float32.
+  remat: a key of REMAT.
+  attention: a key of attention.KERNELS.
+  lora_rank, lora_alpha, lora_targets: adapters on the linear layers whose
+    names (q, k, v, o, gate, up, down) match the pattern; rank 0 for none.
   """
   vocab: int
   dim: int
@@ -34,33 +59,67 @@ class TransformerConfig:
   head_dim: int
   mlp_dim: int
   rope_theta: float = 10_000.0
+  rope_scaling: tuple = ()
+  local_rope_theta: float = 0.0
+  windows: tuple[int, ...] = ()
+  query_scale: float = 0.0
   norm_eps: float = 1e-5
   tied: bool = True
   qk_norm: bool = False
   qkv_bias: bool = False
   scale_embeddings: bool = False
   norm_plus_one: bool = False
+  post_norms: bool = False
   activation: str = 'silu'
   dtype: str = 'float32'
-  remat: bool = False
+  remat: str = 'none'
+  attention: str = 'xla'
+  lora_rank: int = 0
+  lora_alpha: float = 16.0
+  lora_targets: str = '.*'
 
   def __post_init__(self):
     if self.heads % self.kv_heads:
       raise ValueError(f'heads={self.heads} must be a multiple of '
                        f'kv_heads={self.kv_heads}')
+    if self.windows and len(self.windows) != self.layers:
+      raise ValueError(f'windows={self.windows}: one for each of the '
+                       f'{self.layers} layers')
+
+  @property
+  def scale(self) -> float:
+    return self.query_scale or self.head_dim ** -0.5
 
 
-@dataclasses.dataclass(frozen=True)
-class DecodeView:
-  """What a decode step may look at.
+def rope_frequencies(c: TransformerConfig) -> np.ndarray:
+  """Radians per position, [N, Q/2] (Su et al., 2021; Llama 3.1's scaling).
 
-  prompt_len_B: valid prompt tokens; t: index of the token being fed.
+  Llama 3.1 divides low frequencies by a factor, keeps high ones, and blends
+  in between, measured by how many waves fit in the original length.
   """
-  prompt_len_B: jax.Array
-  t: jax.Array
+  def bands(theta):
+    half = np.arange(c.head_dim // 2, dtype=np.float64)
+    return theta ** (-2 * half / c.head_dim)
+  scaled = bands(c.rope_theta)
+  if c.rope_scaling and c.rope_scaling[0] == 'linear':
+    scaled = scaled / c.rope_scaling[1]
+  elif c.rope_scaling:
+    _, factor, low, high, original = c.rope_scaling
+    waves = original * scaled / (2 * math.pi)
+    keep = np.clip((waves - low) / (high - low), 0, 1)
+    scaled = scaled * (keep + (1 - keep) / factor)
+  local = bands(c.local_rope_theta) if c.local_rope_theta else scaled
+  windows = c.windows or (0,) * c.layers
+  return np.stack([local if w else scaled for w in windows]).astype(np.float32)
 
 
-jax.tree_util.register_dataclass(DecodeView)
+def rope(x_BLHQ, positions_BL, freq):
+  """Rotary position embedding, halves rotated as in Llama."""
+  angle = positions_BL[:, :, None, None].astype(jnp.float32) * freq
+  sin, cos = jnp.sin(angle), jnp.cos(angle)
+  x1, x2 = jnp.split(x_BLHQ.astype(jnp.float32), 2, axis=-1)
+  out = jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1)
+  return out.astype(x_BLHQ.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -77,104 +136,97 @@ class RMSNorm(nn.Module):
     return (y * (scale + self.plus_one)).astype(x.dtype)
 
 
-def rope(x_BLHQ, positions_BL, theta: float):
-  """Rotary position embedding (Su et al., 2021), halves rotated as in Llama."""
-  half = x_BLHQ.shape[-1] // 2
-  freq = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  angle = positions_BL[:, :, None, None].astype(jnp.float32) * freq
-  sin, cos = jnp.sin(angle), jnp.cos(angle)
-  x1, x2 = jnp.split(x_BLHQ.astype(jnp.float32), 2, axis=-1)
-  out = jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1)
-  return out.astype(x_BLHQ.dtype)
+class Linear(nn.Module):
+  """x W + b, with a low-rank update x A B (Hu et al., 2021) if rank > 0.
 
-
-def decode_attention(q_BGHQ, prompt_kv, new_kv, view: DecodeView):
-  """One query per sample against its prompt and its own new tokens.
-
-  Args:
-    q_BGHQ: queries.
-    prompt_kv: keys and values [B, L, K, Q], shared by the G samples.
-    new_kv: keys and values [B, G, T, K, Q]; slots after view.t are unused.
-    view: lengths.
-
-  Returns:
-    [B, G, H, Q]
+  A and B live in the collection 'lora', so that they can be trained and
+  saved without W. B starts at zero.
   """
-  (kp, vp), (kn, vn) = prompt_kv, new_kv
-  B, G, H, Q = q_BGHQ.shape
-  K = kp.shape[2]
-  q = q_BGHQ.reshape(B, G, K, H // K, Q) * Q ** -0.5
-  L, T = kp.shape[1], kn.shape[2]
-  on_prompt = jnp.einsum('bgkrq,blkq->bgkrl', q, kp,
-                         preferred_element_type=jnp.float32)
-  on_new = jnp.einsum('bgkrq,bgtkq->bgkrt', q, kn,
-                      preferred_element_type=jnp.float32)
-  seen = jnp.arange(L) < view.prompt_len_B[:, None]
-  on_prompt = jnp.where(seen[:, None, None, None, :], on_prompt, -1e30)
-  on_new = jnp.where(jnp.arange(T) <= view.t, on_new, -1e30)
-  weights = jax.nn.softmax(jnp.concatenate([on_prompt, on_new], -1), axis=-1)
-  weights = weights.astype(vp.dtype)
-  out = (jnp.einsum('bgkrl,blkq->bgkrq', weights[..., :L], vp)
-         + jnp.einsum('bgkrt,bgtkq->bgkrq', weights[..., L:], vn))
-  return out.reshape(B, G, H, Q)
+  features: int
+  use_bias: bool
+  dtype: str
+  rank: int = 0
+  alpha: float = 16.0
+
+  @nn.compact
+  def __call__(self, x):
+    def cast(value):
+      return value.astype(self.dtype)
+    width = x.shape[-1]
+    kernel = self.param('kernel', nn.initializers.lecun_normal(),
+                        (width, self.features), jnp.float32)
+    y = x @ cast(kernel)
+    if self.rank:
+      a = self.variable('lora', 'a', lambda: nn.initializers.lecun_normal()(
+          self.make_rng('params'), (width, self.rank), jnp.float32)).value
+      b = self.variable('lora', 'b', jnp.zeros, (self.rank, self.features),
+                        jnp.float32).value
+      y += (x @ cast(a)) @ cast(b) * (self.alpha / self.rank)
+    if self.use_bias:
+      y += cast(self.param('bias', nn.initializers.zeros, (self.features,),
+                           jnp.float32))
+    return y
 
 
 class Block(nn.Module):
-  """Pre-norm attention and MLP with residuals."""
+  """Attention and gated MLP with residuals, normed before (and after)."""
   config: TransformerConfig
 
   @nn.compact
-  def __call__(self, carry, scanned, positions, view):
+  def __call__(self, carry, scanned, view):
     """One layer, in the form that nn.scan wants.
 
     Args:
       carry: (x, new_kv); x is [B, L, D] or [B, G, D] while decoding; new_kv
-        is None, or every layer's keys and values [N, B, G, T, K, Q].
-      scanned: (layer index, this layer's prompt_kv or None).
-      positions: position of each token of x.
-      view: DecodeView while decoding, else None.
+        is None, or every layer's cache of new tokens.
+      scanned: (layer index, rotary frequencies, window or None, this layer's
+        prompt cache or None).
+      view: Rows in a full pass, DecodeView while decoding.
 
     Returns:
       carry, and this layer's (k, v) in a full pass.
     """
     c = self.config
     x, new_kv = carry
-    layer, prompt_kv = scanned
-    h = RMSNorm(c.norm_eps, c.norm_plus_one, name='attn_norm')(x)
-    q, k, v = self._qkv(h, positions)
-    if view is None:
-      out = jax.nn.dot_product_attention(q, k, v, is_causal=True)
+    layer, freq, window, prompt_kv = scanned
+    q, k, v = self._qkv(self._norm('attn_norm')(x), view.positions, freq)
+    if isinstance(view, Rows):
+      out = attention.over_rows(q, k, v, view, window, c.attention)
     else:
-      new_kv = tuple(
-          jax.lax.dynamic_update_slice(
-              cache, x[None, :, :, None], (layer, 0, 0, view.t, 0, 0))
-          for cache, x in zip(new_kv, (k, v), strict=True))
-      mine = tuple(jax.lax.dynamic_index_in_dim(cache, layer, keepdims=False)
-                   for cache in new_kv)
-      out = decode_attention(q, prompt_kv, mine, view)
-    out = out.reshape(*x.shape[:2], c.heads * c.head_dim)
-    x = x + self._dense(c.dim, 'o')(out)
-    h = RMSNorm(c.norm_eps, c.norm_plus_one, name='mlp_norm')(x)
-    gate = {'silu': nn.silu, 'gelu': nn.gelu}[c.activation](
-        self._dense(c.mlp_dim, 'gate')(h))
-    x = x + self._dense(c.dim, 'down')(gate * self._dense(c.mlp_dim, 'up')(h))
-    return (x, new_kv), ((k, v) if view is None else None)
+      new_kv, mine = attention.append(new_kv, (k, v), layer, view)
+      out = attention.decode(q, prompt_kv, mine, view, window)
+    out = self._linear(c.dim, 'o')(out.reshape(*x.shape[:2], -1))
+    x = x + (self._norm('post_attn_norm')(out) if c.post_norms else out)
+    out = self._mlp(self._norm('mlp_norm')(x))
+    x = x + (self._norm('post_mlp_norm')(out) if c.post_norms else out)
+    return (x, new_kv), ((k, v) if isinstance(view, Rows) else None)
 
-  def _qkv(self, h, positions):
+  def _qkv(self, h, positions, freq):
     c = self.config
     q, k, v = (
-        self._dense(heads * c.head_dim, name, c.qkv_bias)(h).reshape(
+        self._linear(heads * c.head_dim, name, c.qkv_bias)(h).reshape(
             *h.shape[:2], heads, c.head_dim)
         for name, heads in (('q', c.heads), ('k', c.kv_heads),
                             ('v', c.kv_heads)))
     if c.qk_norm:
-      q = RMSNorm(c.norm_eps, c.norm_plus_one, name='q_norm')(q)
-      k = RMSNorm(c.norm_eps, c.norm_plus_one, name='k_norm')(k)
-    return rope(q, positions, c.rope_theta), rope(k, positions, c.rope_theta), v
+      q, k = self._norm('q_norm')(q), self._norm('k_norm')(k)
+    q, k = rope(q, positions, freq), rope(k, positions, freq)
+    return q * jnp.asarray(c.scale, q.dtype), k, v
 
-  def _dense(self, features, name, use_bias=False):
-    return nn.Dense(features, use_bias=use_bias, dtype=self.config.dtype,
-                    param_dtype=jnp.float32, name=name)
+  def _mlp(self, h):
+    c = self.config
+    act = {'silu': nn.silu, 'gelu': nn.gelu}[c.activation]
+    gate, up = (self._linear(c.mlp_dim, name)(h) for name in ('gate', 'up'))
+    return self._linear(c.dim, 'down')(act(gate) * up)
+
+  def _norm(self, name):
+    return RMSNorm(self.config.norm_eps, self.config.norm_plus_one, name=name)
+
+  def _linear(self, features, name, use_bias=False):
+    c = self.config
+    adapted = c.lora_rank and re.fullmatch(c.lora_targets, name)
+    return Linear(features, use_bias, c.dtype, c.lora_rank if adapted else 0,
+                  c.lora_alpha, name=name)
 
 
 class Head(nn.Module):
@@ -199,46 +251,47 @@ class Transformer(nn.Module):
     self.embed = nn.Embed(c.vocab, c.dim, dtype=c.dtype,
                           param_dtype=jnp.float32,
                           embedding_init=nn.initializers.normal(0.02))
-    block = nn.remat(Block, prevent_cse=False) if c.remat else Block
+    block = Block if c.remat == 'none' else nn.remat(
+        Block, prevent_cse=False, policy=REMAT[c.remat])
     self.blocks = nn.scan(
-        block, variable_axes={'params': 0}, split_rngs={'params': True},
-        in_axes=(0, nn.broadcast, nn.broadcast), length=c.layers)(c)
+        block, variable_axes={'params': 0, 'lora': 0},
+        split_rngs={'params': True}, in_axes=(0, nn.broadcast),
+        length=c.layers)(c)
     self.final_norm = RMSNorm(c.norm_eps, c.norm_plus_one)
     if not c.tied:
       self.head = Head(c.dim, c.vocab)
 
-  def __call__(self, tokens_BL):
-    """Full pass over right-padded rows: hidden states and keys and values.
+  def __call__(self, tokens_BL, rows: Rows | None = None):
+    """Full pass over rows: hidden states and keys and values.
 
-    Padding stands after every real token, so the causal mask hides it.
+    Args:
+      tokens_BL: the tokens.
+      rows: what attends to what; without it, plain causal rows, in which
+        padding stands after every real token.
 
     Returns:
       hidden [B, L, D]; (k, v), each [N, B, L, K, Q].
     """
-    B, L = tokens_BL.shape
-    positions = jnp.broadcast_to(jnp.arange(L), (B, L))
-    layers = jnp.arange(self.config.layers)
-    (x, _), kv = self.blocks((self._embed(tokens_BL), None), (layers, None),
-                             positions, None)
+    rows = rows or Rows(jnp.broadcast_to(jnp.arange(tokens_BL.shape[1]),
+                                         tokens_BL.shape))
+    (x, _), kv = self.blocks((self._embed(tokens_BL), None),
+                             self._scanned(None), rows)
     return self.final_norm(x), kv
 
   def decode(self, tokens_BG, prompt_kv, new_kv, view: DecodeView):
-    """Feeds token number view.t of every sample.
+    """Feeds one token of every sample.
 
     Args:
       tokens_BG: the tokens.
-      prompt_kv: (k, v) of the prompts, each [N, B, L, K, Q].
-      new_kv: (k, v) of new tokens, each [N, B, G, T, K, Q].
-      view: prompt lengths and the index t.
+      prompt_kv: cache of the prompts (attention.Cache), [N, B, L, K, Q].
+      new_kv: cache of new tokens, [N, B, G, T, K, Q].
+      view: what may be looked at.
 
     Returns:
       hidden [B, G, D] and the updated new_kv.
     """
-    positions = jnp.broadcast_to((view.prompt_len_B + view.t)[:, None],
-                                 tokens_BG.shape)
-    layers = jnp.arange(self.config.layers)
     (x, new_kv), _ = self.blocks((self._embed(tokens_BG), new_kv),
-                                 (layers, prompt_kv), positions, view)
+                                 self._scanned(prompt_kv), view)
     return self.final_norm(x), new_kv
 
   def logits(self, hidden):
@@ -262,8 +315,15 @@ class Transformer(nn.Module):
       x = x * jnp.asarray(self.config.dim ** 0.5, x.dtype)
     return x
 
+  def _scanned(self, prompt_kv):
+    c = self.config
+    windows = jnp.array([w or attention.FAR for w in c.windows]
+                        ) if any(c.windows) else None
+    return (jnp.arange(c.layers), jnp.asarray(rope_frequencies(c)), windows,
+            prompt_kv)
 
-def init_params(model: Transformer, key: jax.Array) -> Any:
-  """Fresh parameters; call under jit."""
-  return model.init(key, jnp.zeros((1, 8), jnp.int32),
-                    method='initialise')['params']
+
+def init_variables(model: Transformer, key: jax.Array) -> dict[str, Any]:
+  """Fresh {'params': ...} and, with adapters, {'lora': ...}; call under jit."""
+  return dict(model.init(key, jnp.zeros((1, 8), jnp.int32),
+                         method='initialise'))

@@ -1,27 +1,32 @@
-"""Samples strategies: each prompt is prefilled once for its whole group.
+"""Samples strategies, continuously: a prompt is prefilled once for its group.
 
-Shapes: B prompts, L prompt tokens, G samples of a prompt, T new tokens,
-V vocabulary, N layers, K kv heads, Q head size.
+Shapes: B slots for prompts, L prompt tokens, G samples of a prompt, T new
+tokens, V vocabulary, N layers, K kv heads, Q head size.
 
-Decoding runs in jitted chunks; after each chunk the samples that have ended
-are handed out, so that the core can start on them while the rest goes on. A
-sample's randomness depends on its seed, group and index alone.
+The device holds a grid of B prompts with G samples each. Decoding runs in
+jitted chunks; after each chunk the samples that have ended are handed out, so
+that the core can start on them, and a slot whose samples have all ended takes
+the next prompt of the queue. A sample's randomness depends on its seed, group
+and index alone, not on what else is in the grid.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from exectune_jax.learning import sharding
-from exectune_jax.models.transformer import DecodeView
+from exectune_jax.learning.batches import bucket
+from exectune_jax.models import attention
+from exectune_jax.models.attention import DecodeView
+from exectune_jax.sampling.pick import pick
 
-BUCKET = 32  # prompt lengths are multiples of it
 CHUNK = 8  # new tokens between two looks at what has ended
 
 
@@ -32,7 +37,7 @@ class Sample:
   row, index: which prompt, and which of its G samples.
   logprobs: under softmax(logits / temperature); at temperature 0 under
     softmax(logits).
-  complete: False if it ran out of tokens before the end token.
+  complete: False if it ran out of tokens before the end token or a stop.
   """
   row: int
   index: int
@@ -49,139 +54,211 @@ class Sampler:
     end: id of the end token.
     max_new_tokens: T.
     mesh: the training mesh.
+    stop: from a sample's tokens to how many of them to keep, or None to go
+      on; called on the host after each chunk.
+    int8: whether keys and values are kept in 8 bits.
   """
 
-  def __init__(self, model, end: int, max_new_tokens: int, mesh):
-    self.mesh, self.slots = mesh, max_new_tokens
-    common = dict(model=model, end=end)
-    self._start = jax.jit(
-        functools.partial(_start, **common, slots=max_new_tokens),
-        static_argnames=('group_size', 'temperature'))
+  def __init__(self, model, end: int, max_new_tokens: int, mesh,
+               stop: Callable[[Sequence[int]], int | None] = lambda _: None,
+               int8: bool = False):
+    self.model, self.mesh, self.T, self.stop = model, mesh, max_new_tokens, stop
+    self.int8 = int8
+    common = dict(model=model, end=end, mesh=mesh)
+    how = ('temperature', 'top_k', 'top_p')
+    self._refill = jax.jit(functools.partial(_refill, **common),
+                           static_argnames=how, donate_argnames='state')
     self._chunk = jax.jit(functools.partial(_chunk, **common),
-                          static_argnames=('temperature',),
-                          donate_argnames=('state',))
+                          static_argnames=how, donate_argnames='state')
 
-  def sample(self, params, prompts: Sequence[Sequence[int]],
+  def sample(self, variables, prompts: Sequence[Sequence[int]],
              groups: Sequence[int], group_size: int, *, seed: int,
-             temperature: float) -> Iterator[Sample]:
+             temperature: float, top_k: int = 0, top_p: float = 1.0,
+             slots: int = 0) -> Iterator[Sample]:
     """Yields group_size samples of every prompt, as they end.
 
     Args:
-      params: guide parameters.
+      variables: of the model.
       prompts: token ids.
       groups: a number per prompt that seeds its samples.
       group_size: G.
       seed: base seed.
       temperature: 0 for the most likely tokens.
+      top_k, top_p: 0 and 1 for no truncation, which training needs.
+      slots: B, prompts decoded at a time; 0 for all.
     """
     if temperature < 0:
       raise ValueError(f'temperature={temperature}: 0 or more')
-    count = len(prompts)
-    pad = -count % sharding.row_multiple(self.mesh)
-    prompts = [*prompts, *[prompts[-1]] * pad]
-    groups = [*groups, *[groups[-1]] * pad]
-    inputs = self._inputs(prompts, groups, seed)
-    state, prefix = self._start(params, *inputs, group_size=group_size,
-                                temperature=temperature)
-    handed = np.zeros((count, group_size), bool)
-    while not handed.all():
-      state = self._chunk(params, prefix, state, temperature=temperature)
-      t, length, tokens, logp = jax.device_get(
-          (state['t'], state['length_BG'], state['tokens_BGT'],
-           state['logp_BGT']))
-      over = t >= self.slots
-      ended = (length[:count] > 0) | over
-      for row, index in zip(*np.nonzero(ended & ~handed), strict=True):
-        n = int(length[row, index]) or self.slots
-        yield Sample(int(row), int(index),
-                   tuple(tokens[row, index, :n].tolist()),
-                     tuple(logp[row, index, :n].tolist()),
-                     bool(length[row, index]))
-      handed |= ended
+    how = dict(temperature=temperature, top_k=top_k, top_p=top_p)
+    multiple = sharding.row_multiple(self.mesh)
+    B = -(-min(slots or len(prompts), len(prompts)) // multiple) * multiple
+    queue = collections.deque(sorted(range(len(prompts)),
+                                     key=lambda i: _width(prompts[i])))
+    if not queue:
+      return
+    state = self._empty(B, group_size, _width(prompts[queue[-1]]))
+    held = np.full(B, -1)  # which prompt is in a slot
+    handed = np.ones((B, group_size), bool)
+    stopped = np.zeros((B, group_size), bool)
+    while True:
+      while queue and (held < 0).any():
+        chosen, free = self._next(queue, prompts, np.flatnonzero(held < 0))
+        held[free] = chosen
+        handed[free] = stopped[free] = False
+        state = self._refill(variables, state, *self._inputs(
+            [prompts[i] for i in chosen], [groups[i] for i in chosen], free,
+            B), self._put(seed), **how)
+      if (held < 0).all():
+        return
+      state = self._chunk(variables, state, jax.device_put(
+          stopped, sharding.rows(self.mesh)), **how)
+      stopped = np.zeros_like(stopped)  # the device may still read the old
+      view = jax.device_get({k: state[k] for k in (
+          'age_B', 'length_BG', 'tokens_BGT', 'logp_BGT')})
+      for slot, index in zip(*np.nonzero(~handed), strict=True):
+        n, complete = self._ended(view, slot, index)
+        if n:
+          handed[slot, index] = stopped[slot, index] = True
+          yield Sample(int(held[slot]), int(index),
+                       tuple(view['tokens_BGT'][slot, index, :n].tolist()),
+                       tuple(view['logp_BGT'][slot, index, :n].tolist()),
+                       complete)
+      held[handed.all(axis=1)] = -1
 
-  def _inputs(self, prompts, groups, seed):
-    longest = max(len(p) for p in prompts)
-    length = -(-longest // BUCKET) * BUCKET
-    tokens = np.zeros((len(prompts), length), np.int32)
-    for row, prompt in enumerate(prompts):
-      tokens[row, :len(prompt)] = prompt
-    lengths = np.array([len(p) for p in prompts], np.int32)
-    where = sharding.rows(self.mesh)
-    return (*jax.device_put((tokens, lengths, np.array(groups, np.uint32)),
-                            where),
-            jax.device_put(np.uint32(seed), sharding.replicated(self.mesh)))
+  def _ended(self, view, slot, index) -> tuple[int, bool]:
+    """(number of tokens, complete), or (0, False) while a sample goes on."""
+    age = int(view['age_B'][slot])
+    end = int(view['length_BG'][slot, index])
+    tokens = view['tokens_BGT'][slot, index, :end or age]
+    stop = self.stop(tokens.tolist())
+    if stop or end:
+      return stop or end, True
+    return (age, False) if age >= self.T else (0, False)
+
+  def _empty(self, B, G, L):
+    """A grid without any prompt."""
+    c = self.model.config
+    def make():
+      def cache(*shape):
+        x = jnp.zeros((c.layers, B, *shape, c.kv_heads, c.head_dim), c.dtype)
+        return attention.store(x, self.int8)
+      return {
+          'slot': jnp.zeros((), jnp.int32),
+          'age_B': jnp.full((B,), self.T, jnp.int32),
+          'prompt_len_B': jnp.ones((B,), jnp.int32),
+          'length_BG': jnp.ones((B, G), jnp.int32),  # 0: not ended yet
+          'tokens_BGT': jnp.zeros((B, G, self.T), jnp.int32),
+          'logp_BGT': jnp.zeros((B, G, self.T)),
+          'key_BG': jnp.zeros((B, G, 2), jnp.uint32),
+          'prompt_kv': (cache(L), cache(L)),
+          'new_kv': (cache(G, self.T), cache(G, self.T))}
+    where = sharding.sampling(jax.eval_shape(make), self.mesh)
+    return jax.jit(make, out_shardings=where)()
+
+  def _next(self, queue, prompts, free):
+    """Prompts of one width for the free slots, as far as they reach."""
+    width, chosen = _width(prompts[queue[0]]), []
+    while queue and len(chosen) < len(free) and (
+        _width(prompts[queue[0]]) == width):
+      chosen.append(queue.popleft())
+    return chosen, free[:len(chosen)]
+
+  def _inputs(self, prompts, groups, free, B):
+    """Arrays for `_refill`, padded to few distinct shapes.
+
+    Padding has slot number B, which is dropped on the device.
+    """
+    multiple = sharding.row_multiple(self.mesh)
+    rows = 1 << (len(prompts) - 1).bit_length()
+    rows = min(-(-rows // multiple) * multiple, B)
+    tokens = np.zeros((rows, _width(prompts[0])), np.int32)
+    lengths = np.ones(rows, np.int32)
+    where = np.full(rows, B, np.int32)
+    numbers = np.zeros(rows, np.uint32)
+    for i, prompt in enumerate(prompts):
+      tokens[i, :len(prompt)] = prompt
+      lengths[i], where[i], numbers[i] = len(prompt), free[i], groups[i]
+    return jax.device_put((tokens, lengths, where, numbers),
+                          sharding.rows(self.mesh))
+
+  def _put(self, seed):
+    return jax.device_put(np.uint32(seed), sharding.replicated(self.mesh))
 
 
-def pick(logits_BGV, keys_BG, t, temperature: float):
-  """Samples a token by inverse transform, with its log-probability.
-
-  One uniform number per sample instead of one per vocabulary entry.
-  """
-  logits = logits_BGV / (temperature or 1.0)
-  logp = jax.nn.log_softmax(logits, axis=-1)
-  if temperature == 0:
-    token = jnp.argmax(logits, axis=-1)
-  else:
-    def uniform(key):
-      return jax.random.uniform(jax.random.fold_in(key, t))
-    u_BG = jax.vmap(jax.vmap(uniform))(keys_BG)
-    mass = jnp.cumsum(jnp.exp(logp), axis=-1)
-    token = jnp.sum(mass <= u_BG[..., None] * mass[..., -1:], axis=-1)
-    token = jnp.minimum(token, logits.shape[-1] - 1)
-  token = token.astype(jnp.int32)
-  return token, jnp.take_along_axis(logp, token[..., None], -1)[..., 0]
+def _width(prompt) -> int:
+  return bucket(len(prompt), 32)
 
 
-def _start(params, tokens_BL, lengths_B, groups_B, seed, *, model, end, slots,
-           group_size, temperature):
-  """Prefills the prompts and samples the first token of every sample."""
-  variables = {'params': params}
-  hidden, kv = model.apply(variables, tokens_BL)
-  last = jnp.take_along_axis(hidden, (lengths_B - 1)[:, None, None], axis=1)
-  logits_B1V = model.apply(variables, last, method='logits')
-  B, G = tokens_BL.shape[0], group_size
+def _refill(variables, state, tokens_RL, lengths_R, where_R, groups_R, seed,
+            *, model, end, mesh, **how):
+  """Prefills R prompts into slots and samples the first token of each."""
+  hidden, kv = model.apply(variables, tokens_RL)
+  last = jnp.take_along_axis(hidden, (lengths_R - 1)[:, None, None], axis=1)
+  logits_R1V = model.apply(variables, last, method='logits')
+  G = state['length_BG'].shape[1]
   def member_keys(group):
     key = jax.random.fold_in(jax.random.key(seed), group)
-    return jax.vmap(lambda g: jax.random.fold_in(key, g))(jnp.arange(G))
-  keys_BG = jax.vmap(member_keys)(groups_B)
-  token, logp = pick(jnp.broadcast_to(logits_B1V, (B, G, logits_B1V.shape[-1])),
-                     keys_BG, 0, temperature)
-  c = model.config
-  empty = jnp.zeros((c.layers, B, G, slots, c.kv_heads, c.head_dim),
-                    kv[0].dtype)
-  state = {
-      't': jnp.ones((), jnp.int32),
-      'length_BG': (token == end).astype(jnp.int32),  # 0: not ended yet
-      'tokens_BGT': jnp.zeros((B, G, slots), jnp.int32).at[..., 0].set(token),
-      'logp_BGT': jnp.zeros((B, G, slots)).at[..., 0].set(logp),
-      'kv': (empty, empty), 'keys_BG': keys_BG}
-  return state, {'kv': kv, 'lengths_B': lengths_B}
+    members = jax.vmap(lambda g: jax.random.fold_in(key, g))(jnp.arange(G))
+    return jax.random.key_data(members)
+  keys_RG = jax.vmap(member_keys)(groups_R)
+  first = jnp.zeros((len(groups_R),), jnp.int32)
+  token, logp = pick(
+      jnp.broadcast_to(logits_R1V, (*keys_RG.shape[:2], logits_R1V.shape[-1])),
+      keys_RG, first, **how)
+
+  def put(name, value):
+    return state[name].at[where_R].set(value, mode='drop')
+  def put_kv(cache, x):
+    return cache.at[:, where_R, :x.shape[2]].set(x, mode='drop')
+  int8 = isinstance(state['prompt_kv'][0], tuple)
+  stored = tuple(attention.store(x, int8) for x in kv)
+  return sharding.constrain_sampling({
+      **state, 'age_B': put('age_B', 1),
+      'prompt_len_B': put('prompt_len_B', lengths_R),
+      'length_BG': put('length_BG', (token == end).astype(jnp.int32)),
+      'tokens_BGT': state['tokens_BGT'].at[where_R, :, 0].set(token,
+                                                             mode='drop'),
+      'logp_BGT': state['logp_BGT'].at[where_R, :, 0].set(logp, mode='drop'),
+      'key_BG': put('key_BG', keys_RG),
+      'prompt_kv': jax.tree.map(put_kv, state['prompt_kv'], stored)}, mesh)
 
 
-def _chunk(params, prefix, state, *, model, end, temperature):
-  """Up to CHUNK more tokens; stops early when all samples have ended."""
-  variables = {'params': params}
-  slots = state['tokens_BGT'].shape[-1]
-  last = jnp.minimum(state['t'] + CHUNK, slots)
+def _chunk(variables, state, stopped_BG, *, model, end, mesh, **how):
+  """Up to CHUNK more tokens of every slot; stops early when all have ended.
 
-  def going(s):
-    return (s['t'] < last) & ~jnp.all(s['length_BG'] > 0)
+  stopped_BG: samples that the host has ended.
+  """
+  T = state['tokens_BGT'].shape[-1]
+  B, G = stopped_BG.shape
+  rows = jnp.arange(B)
+  state = {**state, 'length_BG': jnp.where(
+      stopped_BG & (state['length_BG'] == 0), state['age_B'][:, None],
+      state['length_BG'])}
 
-  def body(s):
-    t = s['t']
-    fed = jax.lax.dynamic_index_in_dim(s['tokens_BGT'], t - 1, 2, False)
+  def running(s):
+    return (s['length_BG'] == 0) & (s['age_B'] < T)[:, None]
+
+  def body(carry):
+    i, s = carry
+    age, slot = s['age_B'], s['slot']
+    going = running(s)
+    fed = s['tokens_BGT'][rows, :, age - 1]
     hidden, kv = model.apply(
-        variables, fed, prefix['kv'], s['kv'],
-        DecodeView(prefix['lengths_B'], t - 1), method='decode')
+        variables, fed, s['prompt_kv'], s['new_kv'],
+        DecodeView(s['prompt_len_B'], age - 1, slot, G), method='decode')
     logits = model.apply(variables, hidden, method='logits')
-    token, logp = pick(logits, s['keys_BG'], t, temperature)
-    ended = s['length_BG'] > 0
-    return {**s, 't': t + 1, 'kv': kv,
-            'length_BG': jnp.where(ended | (token != end), s['length_BG'],
-                                   t + 1),
-            'tokens_BGT': s['tokens_BGT'].at[:, :, t].set(
-                jnp.where(ended, 0, token)),
-            'logp_BGT': s['logp_BGT'].at[:, :, t].set(
-                jnp.where(ended, 0.0, logp))}
+    token, logp = pick(logits, s['key_BG'], age, **how)
+    def put(name, value):
+      at = s[name].at[rows, :, age]
+      return at.set(jnp.where(going, value, 0), mode='drop')
+    return i + 1, {
+        **s, 'new_kv': kv, 'slot': (slot + 1) % T,
+        'age_B': jnp.minimum(age + 1, T),
+        'length_BG': jnp.where(going & (token == end), age[:, None] + 1,
+                               s['length_BG']),
+        'tokens_BGT': put('tokens_BGT', token),
+        'logp_BGT': put('logp_BGT', logp)}
 
-  return jax.lax.while_loop(going, body, state)
+  _, state = jax.lax.while_loop(
+      lambda c: (c[0] < CHUNK) & jnp.any(running(c[1])), body, (0, state))
+  return sharding.constrain_sampling(state, mesh)

@@ -98,25 +98,20 @@ def _attempts(name, problems, count, temperature, learner, cores, config,
       (p, i) for p in problems for i in range(count)]:
     return [Episode(e.problem, index=e.index, strategy=e.strategy)
             for e in held]
-  guide, params = learner.guide, learner.weights(name, 'evaluate.systems')
-  episodes = []
-  size = config.evaluate.batch_size
+  guide, variables = learner.guide, learner.weights(name, 'evaluate.systems')
+  found = {}
   with progress.track(f'{name}: strategies', len(problems) * count,
                       spent=lambda: cores.ledger.spent_usd) as advance:
-    for first in range(0, len(problems), size):
+    for s in learner.sampler.sample(
+        variables, [guide.prompt(p) for p in problems], range(len(problems)),
+        count, seed=config.seed, temperature=temperature,
+        top_k=config.evaluate.top_k, top_p=config.evaluate.top_p,
+        slots=config.evaluate.batch_size):
+      found[s.row, s.index] = guide.read(s.tokens, s.logprobs, s.complete)
+      advance()
       interrupt.check()
-      part = problems[first:first + size]
-      # A full batch every time, so that one program serves all.
-      padded = [*part, *[part[-1]] * (min(size, len(problems)) - len(part))]
-      found = {}
-      for s in learner.sampler.sample(params, [guide.prompt(p) for p in padded],
-                              range(first, first + len(padded)), count,
-                              seed=config.seed, temperature=temperature):
-        found[s.row, s.index] = guide.read(s.tokens, s.logprobs, s.complete)
-      episodes += [Episode(p, index=i, strategy=found[row, i])
-                   for row, p in enumerate(part) for i in range(count)]
-      advance(len(part) * count)
-  return episodes
+  return [Episode(problem, index=i, strategy=found[row, i])
+          for row, problem in enumerate(problems) for i in range(count)]
 
 
 async def _execute(title, episodes, executor, cores):

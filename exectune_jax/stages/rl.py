@@ -37,14 +37,12 @@ def run(config, workdir):
   task = make_task(config.task, config.core.shots)
   problems = load_problems(task, 'train')
   learner = Learner(config, workdir, rl)
-  guide, rows = learner.guide, rl.groups * rl.group_size
-  learner.check_rows(rl.micro_batch or rows, 'rl.groups * rl.group_size')
-  update = steps.compile_step(
-      steps.grpo_step(guide.model, learner.tx, guide.max_new_tokens,
-                      clip_low=rl.clip_low, clip_high=rl.clip_high,
-                      tis_cap=rl.tis_cap, temperature=rl.temperature, kl=rl.kl,
-                      micro_batch=rl.micro_batch),
-      learner.mesh, learner.where)
+  guide = learner.guide
+  learner.check_rows(rl.micro_batch or rl.groups, 'rl.groups')
+  update = learner.compile(steps.grpo_step(
+      guide.model, learner.tx, clip_low=rl.clip_low, clip_high=rl.clip_high,
+      tis_cap=rl.tis_cap, temperature=rl.temperature, kl=rl.kl,
+      micro_batch=rl.micro_batch * (1 if rl.share_prompt else rl.group_size)))
   reference = Reference(learner, rl) if rl.kl else None
 
   # -- resume: weights, position, then the groups that were in flight
@@ -85,7 +83,7 @@ def run(config, workdir):
           for number, problem in zip(numbers, chosen, strict=True):
             collector.open(number, problem, step)
           for s in learner.sampler.sample(
-              state.params, [guide.prompt(p) for p in chosen], numbers,
+              state.variables, [guide.prompt(p) for p in chosen], numbers,
               rl.group_size, seed=config.seed, temperature=rl.temperature):
             collector.add(numbers[s.row], s.index,
                           guide.read(s.tokens, s.logprobs, s.complete))
@@ -140,43 +138,40 @@ class Reference:
 
   def __init__(self, learner, rl):
     self.learner = learner
-    self.params = learner.weights(rl.init, 'rl.init')
-    guide = learner.guide
-    where = sharding.rows(learner.mesh)
+    self.variables = learner.weights(rl.init, 'rl.init')
     self.score = jax.jit(
-        steps.reference_logprobs(guide.model, guide.max_new_tokens,
-                                 rl.temperature), out_shardings=where)
+        steps.reference_logprobs(learner.guide.model, rl.temperature),
+        out_shardings=sharding.rows(learner.mesh))
 
   def __call__(self, batch):
     return np.asarray(jax.device_get(
-        self.score(self.params, self.learner.put(batch))))
+        self.score(self.variables, self.learner.put(batch))))
 
 
 def make_batch(groups, guide, rl) -> dict[str, np.ndarray]:
-  """Rows for the GRPO step, ordered by group and index.
+  """Rows for the GRPO step: a group each, or a member each.
 
   A lost member, or one of a group with fewer than two others left, stays in
-  its row with valid_B = 0, so that the shape never changes.
+  its row with mask 0, so that the shape hardly changes.
   """
-  episodes = [e for group in groups for e in group]
-  prompts = {}
-  for e in episodes:
-    if e.group not in prompts:
-      prompts[e.group] = guide.prompt(e.problem)
-  advantages, valid = [], []
+  rows, logprobs, advantages, masks = [], [], [], []
   for group in groups:
+    prompt = guide.prompt(group[0].problem)
     rewards = [np.nan if e.reward is None else e.reward.total for e in group]
-    a, v = group_advantages(rewards, rl.advantage, rl.baseline,
-                            group[0].base or 0.0)
-    advantages.extend(a)
-    valid.extend(v)
-  batch = batches.pack_rows([prompts[e.group] for e in episodes],
-                            [e.strategy.tokens for e in episodes])
-  return {**batch,
-          'sampler_logp_BT': batches.pad_slots(
-              [e.strategy.logprobs for e in episodes], guide.max_new_tokens),
-          'advantage_B': np.array(advantages, np.float32),
-          'valid_B': np.array(valid, np.float32)}
+    a, valid = group_advantages(rewards, rl.advantage, rl.baseline,
+                                group[0].base or 0.0)
+    members = list(zip(group, a, valid, strict=True))
+    for row in [members] if rl.share_prompt else [[m] for m in members]:
+      texts = [e.strategy.tokens for e, _, _ in row]
+      rows.append([batches.Block(prompt, texts)])
+      logprobs.append([e.strategy.logprobs for e, _, _ in row])
+      advantages.append([[a] * len(e.strategy.tokens) for e, a, _ in row])
+      masks.append([[float(v)] * len(e.strategy.tokens) for e, _, v in row])
+  batch = batches.lay_out(rows)
+  slots = batch['mask_BT'].shape[1]
+  return {**batch, 'mask_BT': batches.lay_slots(masks, slots),
+          'sampler_logp_BT': batches.lay_slots(logprobs, slots),
+          'advantage_BT': batches.lay_slots(advantages, slots)}
 
 
 def summarise(groups, batch, step) -> dict[str, float]:
@@ -194,10 +189,11 @@ def summarise(groups, batch, step) -> dict[str, float]:
       'core_alone': sum(bases.values()) / max(1, len(bases)),
       'lost': 1 - len(known) / len(episodes),
       'no_signal': float(np.mean([
-          not np.any(a) for a in np.split(batch['advantage_B'],
+          not np.any(a) for a in np.split(batch['advantage_BT'],
                                           len(groups))])),
       'staleness': float(np.mean([step - 1 - g[0].version for g in groups])),
-      'strategy_tokens': float(np.mean(batch['completion_len_B']))}
+      'strategy_tokens': float(np.mean([len(e.strategy.tokens)
+                                        for e in episodes]))}
   for part in ('exec', 'judge', 'leak', 'degrade', 'cost'):
     report[f'part_{part}'] = sum(e.reward.parts.get(part, 0.0)
                                  for e in known) / n

@@ -26,11 +26,9 @@ def run(config, workdir):
   sft = config.sft
   learner = Learner(config, workdir, sft)
   learner.check_rows(sft.micro_batch or sft.batch_size, 'sft.batch_size')
-  prompts, targets = encode(examples(sft, workdir), learner.guide)
-  step_fn = steps.compile_step(
-      steps.sft_step(learner.guide.model, learner.tx,
-                     learner.guide.max_new_tokens, sft.micro_batch),
-      learner.mesh, learner.where)
+  data = Rows(encode(examples(sft, workdir), learner.guide), sft, config.seed)
+  step_fn = learner.compile(steps.sft_step(learner.guide.model, learner.tx,
+                                           sft.micro_batch))
   state, _, checkpoints = learner.start(sft.init, sft.output, 'sft')
   step = int(jax.device_get(state.step))
   folder = workdir / 'guides' / sft.output
@@ -45,11 +43,7 @@ def run(config, workdir):
   try:
     with progress.track(f'sft {sft.output}: steps', sft.steps, step) as advance:
       while step < sft.steps:
-        rows = batches.permutation(len(prompts), config.seed, step,
-                                   sft.batch_size)
-        batch = batches.pack_rows([prompts[i] for i in rows],
-                                  [targets[i] for i in rows])
-        state, metrics = step_fn(state, learner.put(batch))
+        state, metrics = step_fn(state, learner.put(data.batch(step)))
         step += 1
         note = _report(late, writer)
         late = (step, metrics)
@@ -81,23 +75,46 @@ def examples(sft, workdir) -> list[tuple[str, str]]:
   return [(r['question'], r['text'].strip()) for r in rows]
 
 
-def encode(pairs, guide) -> tuple[list[list[int]], list[list[int]]]:
-  """Token ids of prompts and targets.
+def encode(pairs, guide) -> list[batches.Block]:
+  """Prompts and targets as token ids.
 
   Raises:
     UserError: if no target fits guide.max_new_tokens. Single longer ones
       are left out: cut short, they would teach malformed strategies.
   """
-  prompts, targets = [], []
+  blocks = []
   for question, text in pairs:
     target = guide.target(text)
     if len(target) <= guide.max_new_tokens:
-      prompts.append(guide.prompt(Problem('', question, '')))
-      targets.append(target)
-  if not prompts:
+      blocks.append(batches.Block(guide.prompt(Problem('', question, '')),
+                                  [target]))
+  if not blocks:
     raise UserError(f'guide.max_new_tokens={guide.max_new_tokens}: all '
                     f'{len(pairs)} training strategies are longer')
-  return prompts, targets
+  return blocks
+
+
+class Rows:
+  """Batch number n of the shuffled examples, one or many examples a row."""
+
+  def __init__(self, blocks, sft, seed):
+    self.blocks, self.sft, self.seed = blocks, sft, seed
+    longest = max(b.length for b in blocks)
+    if sft.row_length and longest > sft.row_length:
+      raise UserError(f'sft.row_length={sft.row_length}: the longest example '
+                      f'has {longest} tokens; raise it, or 0 for one a row')
+    self.packed = batches.PackedStream([b.length for b in blocks],
+                                       sft.row_length, seed)
+
+  def batch(self, number: int) -> dict:
+    size = self.sft.batch_size
+    if self.sft.row_length:
+      rows = self.packed.rows(number, size)
+    else:
+      rows = [[i] for i in batches.permutation(len(self.blocks), self.seed,
+                                               number, size)]
+    return batches.lay_out([[self.blocks[i] for i in row] for row in rows],
+                           self.sft.row_length)
 
 
 def _report(late, writer) -> str:

@@ -1,0 +1,43 @@
+"""A trained guide as a Hugging Face directory, for transformers, vLLM, ....
+
+Adapters are merged. Leaves export/<guide> (or export.output) with
+config.json, safetensors files, tokenizer and chat template.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+from exectune_jax import progress
+from exectune_jax.learning.learner import Learner
+from exectune_jax.models import guide as guides
+from exectune_jax.models import hf, lora
+
+
+def run(config, workdir):
+  """Runs the stage; see the module docstring."""
+  name = config.export.guide
+  output = pathlib.Path(config.export.output).expanduser() if (
+      config.export.output) else workdir / 'export' / name
+  learner = Learner(config, workdir, config.rl)
+  variables = learner.weights(name, 'export.guide')
+  guide = learner.guide
+  dtype = config.export.dtype or _dtype(config)
+  words = guide.tokenizer
+  hf.write(output, guide.config, lora.merge(variables, guide.config), dtype, {
+      'bos_token_id': words.bos_token_id, 'eos_token_id': words.eos_token_id,
+      'pad_token_id': words.pad_token_id})
+  words.save_pretrained(output)
+  progress.console.print(f'written: {output} ({name}, {dtype}); load it with '
+                         'transformers.AutoModelForCausalLM.from_pretrained')
+
+
+def _dtype(config) -> str:
+  """What the checkpoint that training began from is stored in."""
+  if config.guide.size == 'tiny':
+    return 'float32'
+  raw = json.loads((guides.source(config) / 'config.json').read_text())
+  raw = raw.get('text_config', raw)
+  stored = raw.get('dtype') or raw.get('torch_dtype') or 'float32'
+  return stored if stored in hf.DTYPES else 'float32'

@@ -1,0 +1,87 @@
+"""Guides that were trained here, loaded elsewhere."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from exectune_jax import config as config_lib
+from exectune_jax.errors import UserError
+from exectune_jax.learning import sharding
+from exectune_jax.learning.learner import Learner
+from exectune_jax.models import hf
+from exectune_jax.models.transformer import Transformer, init_variables
+from exectune_jax.stages import collect, export, sft
+
+
+def trained(workdir, lora_rank, **changes):
+  """A guide after three supervised steps, and its export."""
+  config = config_lib.runlocal(config_lib.default_config())
+  config.compilation_cache = ''
+  config.guide.update(lora_rank=lora_rank, lora_targets='q|up|down')
+  config.export.update(guide='base', **changes)
+  config.sft.learning_rate = 0.01
+  config.sft.base_steps = 3
+  workdir.mkdir()
+  collect.run(config, workdir)
+  sft.run(config_lib.variant(config, 'sft:base')[1], workdir)
+  export.run(config, workdir)
+  return config, Learner(config, workdir, config.rl)
+
+
+@pytest.mark.parametrize('lora_rank', [0, 4])
+def test_exported_guides_give_the_same_logits(tmp_path, lora_rank):
+  config, learner = trained(tmp_path / 'w', lora_rank)
+  variables = learner.weights('base', 'export.guide')
+  assert ('lora' in variables) == bool(lora_rank)
+  guide, folder = learner.guide, tmp_path / 'w/export/base'
+  tokens = np.array([guide.tokenizer.encode(
+      'Problem: Ada has 3 apples and buys 4 more.')])
+
+  def logits(model, variables):
+    hidden, _ = model.apply(variables, jnp.asarray(tokens))
+    return model.apply(variables, hidden, method='logits')
+
+  ours = np.asarray(jax.jit(lambda v: logits(guide.model, v))(variables))
+  # adapters must have moved what they adapt
+  first = jax.jit(lambda v: logits(guide.model, v))(learner.first)
+  assert np.abs(ours - np.asarray(first)).max() > 0.01
+  # read back by ourselves, as a plain model
+  plain = Transformer(hf.read_config(folder))
+  shapes = jax.eval_shape(
+      lambda: init_variables(plain, jax.random.key(0)))['params']
+  params = hf.read_params(folder, plain.config, shapes,
+                          sharding.shardings(shapes, learner.mesh))
+  again = jax.jit(lambda v: logits(plain, v))({'params': params})
+  np.testing.assert_allclose(again, ours, atol=1e-5)
+  # and by transformers
+  torch = pytest.importorskip('torch')
+  from transformers import AutoModelForCausalLM, AutoTokenizer
+  theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+  with torch.no_grad():
+    found = theirs(torch.tensor(tokens)).logits.numpy()
+  np.testing.assert_allclose(found, ours, atol=1e-4)
+  words = AutoTokenizer.from_pretrained(folder)
+  assert words.encode('12 apples') == guide.tokenizer.encode('12 apples')
+  assert words.chat_template == guide.tokenizer.chat_template
+  assert theirs.config.eos_token_id == guide.end
+
+
+def test_only_adapters_are_saved(tmp_path):
+  _, learner = trained(tmp_path / 'w', 2)
+  step = next((tmp_path / 'w/guides/base').glob('*/params'))
+  held = sum(f.stat().st_size for f in step.rglob('*') if f.is_file())
+  weights = sum(x.size * 4 for x in jax.tree.leaves(
+      learner.variables['params']))
+  assert held < weights / 10
+
+
+def test_export_dtype_and_unknown_guides(tmp_path):
+  config, _ = trained(tmp_path / 'w', 0, dtype='bfloat16',
+                      output=str(tmp_path / 'elsewhere'))
+  from safetensors.numpy import load_file
+  tensors = load_file(tmp_path / 'elsewhere/model.safetensors')
+  assert {str(x.dtype) for x in tensors.values()} == {'bfloat16'}
+  config.export.guide = 'nobody'
+  with pytest.raises(UserError, match="export.guide='nobody'"):
+    export.run(config, tmp_path / 'w')
