@@ -1,14 +1,17 @@
-"""GSM8K with a cheap API core: a starting point, not yet run by us.
+"""GSM8K with a cheap API core and the paper's guide, Qwen3-1.7B.
+
+One TPU VM with 8 chips (v6e-8, or v5e-8: python -m exectune_jax.fit says so).
+A starting point: it compiles and fits, it has not been run by us.
 
   export GEMINI_API_KEY=...
   python -m exectune_jax.main --workdir runs/gsm8k --config.budget_usd=20 \
       --config configs/gsm8k.py:core=gemini:gemini-2.5-flash-lite
 
-Arguments: core, teacher (both provider:model), runlocal (a smoke run with
-the toy core and a tiny guide). The guide is a Llama-family checkpoint in
-guide.checkpoint, here a local copy of SmolLM2-1.7B-Instruct; it wants one
-TPU VM or GPU. GSM8K is downloaded from upstream, or read from task.data_dir
-(gsm8k_train.jsonl, gsm8k_test.jsonl).
+Arguments: guide (a row of models/zoo.py, downloaded from the hub unless
+guide.checkpoint names a directory), core, teacher (both provider:model),
+runlocal (a smoke run with the toy core and a tiny guide). GSM8K is downloaded
+from upstream, or read from task.data_dir (gsm8k_train.jsonl,
+gsm8k_test.jsonl).
 """
 
 from exectune_jax.config import default_config, parse_arg, runlocal
@@ -16,7 +19,7 @@ from exectune_jax.config import default_config, parse_arg, runlocal
 
 def get_config(arg=''):
   arg = parse_arg(arg, runlocal=False, core='gemini:gemini-2.5-flash-lite',
-                  teacher='gemini:gemini-2.5-pro')
+                  teacher='gemini:gemini-2.5-pro', guide='qwen3_1p7b')
   config = default_config()
   config.stages = 'collect,sft,rl,evaluate'
   config.task.name = 'gsm8k'
@@ -30,22 +33,24 @@ def get_config(arg=''):
   config.teacher.temperature = 1.0
   config.teacher.max_tokens = 4096
 
-  config.guide.size = 'hf'
-  config.guide.checkpoint = 'checkpoints/SmolLM2-1.7B-Instruct'
+  config.guide.size = arg.guide
   config.guide.max_prompt_tokens = 384
   config.guide.max_new_tokens = 256
   config.guide.compute_dtype = 'bfloat16'
   config.guide.remat = 'full'
+  config.mesh.data = 1
+  config.mesh.fsdp = -1  # weights and optimizer spread over all chips
 
   config.collect.problems = 1000
   config.collect.max_revisions = 3
   config.sft.init = ''
   config.sft.steps = 60
-  config.sft.batch_size = 32
+  config.sft.batch_size = 8
+  config.sft.row_length = 2048  # several examples a row
   config.sft.learning_rate = 1e-5
   config.rl.steps = 200
   config.rl.groups = 16
-  config.rl.micro_batch = 4
+  config.rl.micro_batch = 8
   config.rl.learning_rate = 1e-6
   config.evaluate.systems = ('core_alone', 'step_by_step', 'generic', 'sft',
                              'exectune')

@@ -97,7 +97,8 @@ def default_config() -> ml_collections.ConfigDict:
   ))
   config.mesh = ml_collections.ConfigDict(dict(
       mode='pjit',  # or 'pmap': data parallel only
-      data=-1, fsdp=1, tensor=1))  # -1: all remaining devices
+      data=-1, fsdp=1, tensor=1,  # -1: all remaining devices
+      gather_to_sample=True))  # weights whole on each device while sampling
   config.collect = ml_collections.ConfigDict(dict(
       problems=600,  # first so many of the train split
       max_revisions=2,
@@ -225,7 +226,7 @@ def validate(config) -> None:
              'sft.data': ('accepted', 'proposed'),
              'guide.compute_dtype': ('float32', 'bfloat16'),
              'guide.remat': ('none', 'dots', 'full'),
-             'guide.attention': ('auto', 'xla', 'cudnn'),
+             'guide.attention': ('auto', 'xla', 'cudnn', 'splash'),
              'export.dtype': ('', 'float32', 'bfloat16'),
              'mesh.mode': ('pjit', 'pmap')}
   for field, allowed in choices.items():
@@ -335,7 +336,7 @@ def runlocal(config):
   config.guide.update(size='tiny', checkpoint='', max_new_tokens=32,
                       max_prompt_tokens=64, compute_dtype='float32',
                       remat='none', attention='auto', lora_rank=0)
-  config.mesh = dict(mode='pjit', data=-1, fsdp=1, tensor=1)
+  config.mesh = default_config().mesh
   config.collect.problems = 30
   config.sft.update(steps=2, base_steps=2, batch_size=8, micro_batch=0,
                     row_length=0)

@@ -20,7 +20,7 @@ from exectune_jax import config as config_lib
 from exectune_jax import interrupt, progress
 from exectune_jax.errors import Stopped, UsageError, UserError
 
-_CONFIG = config_flags.DEFINE_config_file(
+CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, with arguments after a colon.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where results are kept.')
 
@@ -29,7 +29,7 @@ def main(argv):
   if len(argv) > 1:
     raise UsageError(f'unexpected argument {argv[1]!r}; fields are set with '
                     '--config.name=value')
-  config, workdir = _CONFIG.value, prepare(_CONFIG.value, _WORKDIR.value)
+  config, workdir = CONFIG.value, prepare(CONFIG.value, _WORKDIR.value)
   interrupt.install()
   for stage in filter(None, (s.strip() for s in config.stages.split(','))):
     name, staged = config_lib.variant(config, stage)
@@ -64,19 +64,23 @@ def prepare(config, workdir: str | None) -> pathlib.Path:
   return folder
 
 
-def run():
-  """Entry point: known failures end in one line and an exit code."""
+def run(work=main):
+  """Entry point: known failures end in one line and an exit code.
+
+  work: from the arguments that are no flags to an exit code, or None.
+  """
   try:
     argv = flags.FLAGS(sys.argv)
+    list(CONFIG.value or ())  # a file that can't be loaded raises here
   except flags.Error as e:
     _fail(str(e).splitlines()[0], 2)
   except (AttributeError, KeyError, TypeError, ValueError) as e:
     # ml_collections reports an unknown field or a wrong type like this
     _fail(f'--config: {" ".join(str(e).split())[:300]}', 2)
   except (UserError, OSError, SyntaxError, ImportError) as e:
-    _fail(f'--config: {e}', 2)
+    _fail(f'--config: {" ".join(str(e).split())}', 2)
   try:
-    main(argv)
+    sys.exit(work(argv))
   except UserError as e:
     _fail(str(e), 2 if isinstance(e, UsageError) else 1)
   except (Stopped, KeyboardInterrupt) as e:

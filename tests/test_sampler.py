@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import json
 import os
@@ -27,7 +28,8 @@ def setup():
 
 def make(mesh):
   model = Transformer(TransformerConfig(
-      vocab=12, dim=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_dim=48))
+      vocab=12, dim=32, layers=2, heads=4, kv_heads=2, head_dim=8,
+      mlp_dim=48), mesh)
   params = jax.jit(lambda key: init_variables(model, key))(jax.random.key(0))
   params = jax.tree.map(lambda x: 1.5 * x, params)
   params['params']['embed']['embedding'] *= 6  # far from uniform
@@ -98,6 +100,17 @@ def test_a_stop_ends_a_sample_where_it_says(setup):
                                      or s.tokens[-1] == 3)
     hit += n < len(s.tokens)
   assert hit > 3
+
+
+def test_bfloat16_log_probs_are_near_the_trainers(setup):
+  """Both round in the same places; what differs is the order of sums."""
+  model, params, sampler = setup
+  half = Transformer(dataclasses.replace(model.config, dtype='bfloat16'))
+  samples = draw((half, params, Sampler(half, END, SLOTS, sampler.mesh)),
+                 PROMPTS, range(4), slots=2)
+  trainer, kept = trainer_logprobs(half, params, samples, 1.0)
+  difference = np.abs(np.asarray(trainer) - kept)
+  assert difference.max() <= 1e-3
 
 
 def test_an_int8_cache_changes_log_probs_little(setup):

@@ -32,7 +32,8 @@ def one_update(kind: str, micro_batch: int = 0, mesh_sizes=(-1, 1, 1),
   mesh = sharding.make_mesh(config.mesh)
   model = Transformer(TransformerConfig(
       vocab=16, dim=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_dim=48,
-      remat=remat, lora_rank=lora, lora_targets='[qo]'))
+      remat=remat, lora_rank=lora, lora_targets='[qo]'),
+      mesh if mode == 'pjit' else None)
   tx = steps.optimizer(config.optim, 1e-2, 1)
   shapes, where = steps.state_shardings(model, tx, mesh)
   rng = np.random.default_rng(0)
@@ -190,8 +191,9 @@ def test_adapters_train_alone_and_start_from_the_same_loss():
         mlp_dim=48, lora_rank=rank, lora_targets='q|down'))
     _, where = steps.state_shardings(model, tx, mesh)
     # the same weights: adapters draw from the same key after them
-    plain = jax.jit(lambda key: init_variables(Transformer(dataclasses.replace(
-        model.config, lora_rank=0)), key))(jax.random.key(0))
+    unadapted = Transformer(dataclasses.replace(model.config, lora_rank=0))
+    plain = jax.jit(lambda key, m=unadapted: init_variables(m, key))(
+        jax.random.key(0))
     variables = {**jax.jit(lambda key, m=model: init_variables(m, key))(
         jax.random.key(1)), **plain}
     state = steps.new_state(variables, tx, where)
@@ -267,7 +269,8 @@ def test_every_parameter_has_a_rule_and_meshes_must_fit():
     model = Transformer(TransformerConfig(
         vocab=16, dim=32, layers=2, heads=4, kv_heads=2, head_dim=8,
         mlp_dim=48, **extra))
-    shapes = jax.eval_shape(lambda m=model: init_variables(m, jax.random.key(0)))
+    shapes = jax.eval_shape(
+        lambda m=model: init_variables(m, jax.random.key(0)))
     assert len(jax.tree.leaves(sharding.shardings(shapes, mesh))) == len(
         jax.tree.leaves(shapes))
   with pytest.raises(ValueError, match='no sharding rule'):

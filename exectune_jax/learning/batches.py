@@ -46,9 +46,10 @@ def lay_out(rows: Sequence[Sequence[Block]], length: int = 0) -> dict:
     length: L, or 0 for the longest row, rounded up.
 
   Returns:
-    tokens_BL, positions_BL, segments_BL (0 for padding) and prefix_BL say
-    what is read; where_BT (position that predicts), target_BT and mask_BT
-    what is learned. Slots of a row are in the order of its completions.
+    tokens_BL, positions_BL, segments_BL (0 for padding) and, where a prompt
+    has several completions, prefix_BL say what is read; where_BT (position
+    that predicts), target_BT and mask_BT what is learned. Slots of a row are
+    in the order of its completions.
   """
   longest = max(sum(b.length for b in row) for row in rows)
   L = length or bucket(max(longest, 2), 16)
@@ -62,6 +63,8 @@ def lay_out(rows: Sequence[Sequence[Block]], length: int = 0) -> dict:
   out['mask_BT'] = np.zeros((len(rows), T), np.float32)
   for i, row in enumerate(rows):
     _fill({name: array[i] for name, array in out.items()}, row)
+  if all(len(block.completions) == 1 for row in rows for block in row):
+    del out['prefix_BL']  # kernels without shared prompts will do
   return out
 
 
@@ -69,9 +72,9 @@ def _fill(row, blocks) -> None:
   """Writes blocks into the arrays of one row."""
   at = slot = segment = 0
 
-  def text(tokens, position, prefix):
+  def text(tokens, position, prefix=0, same=False):
     nonlocal at, segment
-    segment += 1
+    segment += not same
     span = slice(at, at + len(tokens))
     row['tokens_BL'][span] = tokens
     row['positions_BL'][span] = np.arange(position, position + len(tokens))
@@ -82,7 +85,7 @@ def _fill(row, blocks) -> None:
 
   for block in blocks:
     p = len(block.prompt)
-    prompt = text(block.prompt, 0, 0)
+    prompt = text(block.prompt, 0)
     last = at - 1
     for completion in block.completions:
       span = slice(slot, slot + len(completion))
@@ -90,7 +93,7 @@ def _fill(row, blocks) -> None:
           :len(completion)]
       row['target_BT'][span] = completion
       row['mask_BT'][span] = 1
-      text(completion[:-1], p, prompt)
+      text(completion[:-1], p, prompt, same=len(block.completions) == 1)
       slot += len(completion)
 
 

@@ -26,8 +26,10 @@ class Learner:
 
   def __init__(self, config, workdir: pathlib.Path, section):
     self.config, self.workdir = config, workdir
-    self.guide = guides.load(config, workdir)
     self.mesh = sharding.make_mesh(config.mesh)
+    # Under pmap every device works alone and sees no mesh.
+    self.guide = guides.load(config, workdir, self.mesh if
+                             config.mesh.mode == 'pjit' else None)
     self.tx = steps.optimizer(config.optim, section.learning_rate,
                               section.warmup_steps)
     self.shapes, self.where = steps.state_shardings(
@@ -38,7 +40,8 @@ class Learner:
     """One sampler, so that each of its programs is compiled once."""
     guide = self.guide
     return Sampler(guide.model, guide.end, guide.max_new_tokens, self.mesh,
-                   guide.stop_at, self.config.guide.int8_cache)
+                   guide.stop_at, self.config.guide.int8_cache,
+                   self.config.mesh.gather_to_sample)
 
   @functools.cached_property
   def first(self):

@@ -8,10 +8,14 @@ global denominator over micro-batches and hosts is the only correct mean.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
+from exectune_jax.learning import sharding
 from exectune_jax.models.attention import Rows
+from exectune_jax.models.transformer import matmul
 
 CHUNK = 512  # tokens whose [chunk, V] logits exist at a time
 
@@ -28,7 +32,8 @@ def completion_logprobs(model, variables, batch, temperature: float = 1.0):
   Returns:
     logp_BT, 0 in empty slots.
   """
-  rows = Rows(batch['positions_BL'], batch['segments_BL'], batch['prefix_BL'])
+  rows = Rows(batch['positions_BL'], batch['segments_BL'],
+              batch.get('prefix_BL'))
   hidden_BLD, _ = model.apply(variables, batch['tokens_BL'], rows)
   hidden_BTD = jnp.take_along_axis(hidden_BLD, batch['where_BT'][..., None],
                                    axis=1)
@@ -41,9 +46,16 @@ def token_logprobs(model, variables, hidden_BTD, target_BT, temperature=1.0):
   """log softmax(logits / temperature)[target], chunked over tokens.
 
   Never holds [B, T, V]: each chunk's logits are recomputed in the backward
-  pass. A chunk is some slots of every row, so that rows stay where they are
-  sharded.
+  pass. Every device goes through the chunks of its own rows, and gradients of
+  the projection meet once, after the last chunk.
   """
+  kernel_DV = model.apply(variables, method='head_kernel')
+  score = functools.partial(_chunked_logprobs, temperature)
+  return sharding.over_head(score, model.mesh)(hidden_BTD, target_BT,
+                                               kernel_DV)
+
+
+def _chunked_logprobs(temperature, hidden_BTD, target_BT, kernel_DV):
   B, T, D = hidden_BTD.shape
   chunks = min(T, -(-B * T // CHUNK))
   size = -(-T // chunks)
@@ -54,7 +66,7 @@ def token_logprobs(model, variables, hidden_BTD, target_BT, temperature=1.0):
   @jax.checkpoint
   def one(chunk):
     hidden, target = chunk
-    logits = model.apply(variables, hidden, method='logits') / temperature
+    logits = matmul(hidden, kernel_DV, jnp.float32, None) / temperature
     chosen = jnp.take_along_axis(logits, target[..., None], -1)[..., 0]
     return chosen - jax.nn.logsumexp(logits, axis=-1)
 

@@ -6,6 +6,8 @@ sliced inside a layer). One table says how each kind of parameter is cut.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import re
 
 import jax
@@ -81,28 +83,127 @@ def constrain_sampling(state, mesh: Mesh):
   return jax.lax.with_sharding_constraint(state, sampling(state, mesh))
 
 
+def over_rows(attend, mesh: Mesh | None):
+  """`attend(q, k, v, segments, window)` on each device's rows and heads.
+
+  For kernels that the compiler can't divide. q, k and v are [B, L, heads, Q],
+  segments [B, L] or None, window a number or None.
+  """
+  if mesh is None or mesh.size == 1:
+    return attend
+  def spread(q, k, v, segments, window):
+    count = row_multiple(mesh)
+    row = ('data', 'fsdp') if q.shape[0] % count == 0 else None
+    tensor = 'tensor' if k.shape[2] % mesh.shape['tensor'] == 0 else None
+    heads = P(row, None, tensor, None)
+    return jax.shard_map(
+        attend, mesh=mesh, in_specs=(heads, heads, heads, P(row), P()),
+        out_specs=heads, check_vma=False)(q, k, v, segments, window)
+  return spread
+
+
+def over_head(score, mesh: Mesh | None):
+  """`score(hidden_BTD, target_BT, kernel_DV)` on each device's rows.
+
+  The kernel comes together once before, its gradient is summed once after,
+  in float32. The tensor axis is left to the compiler.
+  """
+  if mesh is None or row_multiple(mesh) == 1:
+    return score
+  def spread(hidden, target, kernel):
+    if hidden.shape[0] % row_multiple(mesh):
+      return score(hidden, target, kernel)
+    row, cut = P(('data', 'fsdp')), _spec('head/kernel', kernel.shape, mesh)[0]
+    def local(hidden, target, kernel):
+      if cut:
+        kernel = _together(kernel, hidden.dtype)
+      return score(hidden, target, kernel)
+    return jax.shard_map(
+        local, mesh=mesh, in_specs=(row, row, P(cut)), out_specs=row,
+        axis_names={'data', 'fsdp'}, check_vma=False)(hidden, target, kernel)
+  return spread
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _together(slices, dtype):
+  """The slices of all fsdp devices, carried in `dtype`, as float32."""
+  return jax.lax.all_gather(slices.astype(dtype), 'fsdp', tiled=True).astype(
+      slices.dtype)
+
+
+_together.defvjp(
+    lambda slices, dtype: (_together(slices, dtype), None),
+    lambda dtype, _, grad: (jax.lax.psum_scatter(grad, 'fsdp', tiled=True),))
+
+
 def row_multiple(mesh: Mesh) -> int:
   """Batch rows must be a multiple of this."""
   return mesh.shape['data'] * mesh.shape['fsdp']
 
 
-def shardings(tree, mesh: Mesh):
+def place(shapes, where):
+  """Abstract arrays with shardings."""
+  return jax.tree.map(lambda s, w: jax.ShapeDtypeStruct(
+      s.shape, s.dtype, sharding=w), shapes, where)
+
+
+def shardings(tree, mesh: Mesh, whole: bool = False):
   """A sharding for every leaf of parameters or optimizer state.
 
   Args:
     tree: arrays or ShapeDtypeStructs; paths decide, and an axis that does
       not divide its dimension is dropped.
+    whole: whether the slices over fsdp are together, as for sampling.
   """
   def one(path, leaf):
     name = jax.tree_util.keystr(path, simple=True, separator='/')
-    if leaf.ndim == 0:
-      return replicated(mesh)
-    for pattern, spec in _TABLE:
-      if re.search(pattern + '$', name):
-        spec = (None,) * (leaf.ndim - len(spec)) + tuple(spec)
-        spec = [a if a and n % mesh.shape[a] == 0 else None
-                for a, n in zip(spec, leaf.shape, strict=True)]
-        return NamedSharding(mesh, P(*spec))
-    raise ValueError(f'no sharding rule for parameter {name!r}')
+    spec = _spec(name, leaf.shape, mesh)
+    return NamedSharding(mesh, P(*_without_fsdp(spec) if whole else spec))
 
   return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def _spec(name, shape, mesh) -> list:
+  """The table's row for a parameter; leading axes are not cut."""
+  if not shape:
+    return []
+  for pattern, spec in _TABLE:
+    if re.search(pattern + '$', name):
+      spec = (None,) * (len(shape) - len(spec)) + tuple(spec)
+      return [a if a and n % mesh.shape[a] == 0 else None
+              for a, n in zip(spec, shape, strict=True)]
+  raise ValueError(f'no sharding rule for parameter {name!r}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Placed:
+  """Where a weight lives (sliced), and where it is for a product (whole)."""
+  sliced: NamedSharding
+  whole: NamedSharding
+
+
+def placed(name: str, shape, mesh: Mesh | None) -> Placed | None:
+  """Of a weight by name; None where there is nothing to say.
+
+  Without this the compiler may leave weights in slices and move activations.
+  """
+  if mesh is None or mesh.size == 1:
+    return None
+  spec = _spec(name, shape, mesh)
+  return Placed(NamedSharding(mesh, P(*spec)),
+                NamedSharding(mesh, P(*_without_fsdp(spec))))
+
+
+def _without_fsdp(spec):
+  return [None if axis == 'fsdp' else axis for axis in spec]
+
+
+def constrain(x, where: NamedSharding | None):
+  return x if where is None else jax.lax.with_sharding_constraint(x, where)
+
+
+def constrain_rows(x, mesh: Mesh | None):
+  """Activations stay with their rows."""
+  if mesh is None or mesh.size == 1 or x.shape[0] % row_multiple(mesh):
+    return x
+  return constrain(x, rows(mesh))

@@ -14,10 +14,18 @@ began.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel as kernels)
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_mask as splash)
 
+from exectune_jax.learning import sharding
+
+LANES = 128  # rows of a multiple of this can use the TPU kernel
 FAR = 1 << 30  # a window that never ends
 NEVER = -1e30  # finite, so that a row without any key gives no NaN
 
@@ -29,11 +37,24 @@ class Rows:
   positions: of each token in its own text, [B, L].
   segments: which text a token belongs to, 0 for padding, [B, L]; None if
     every row is one text.
-  prefix: segment of the prompt that a token continues, or its own, [B, L].
+  prefix: segment of the prompt that a token continues, or its own, [B, L];
+    None if no prompt has several completions.
   """
   positions: jax.Array
   segments: jax.Array | None = None
   prefix: jax.Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class How:
+  """What is known about attention when a program is compiled.
+
+  kernel: a key of KERNELS. window: of layers that have one. mesh: over which
+  kernels that the compiler can't divide are spread; None: one device.
+  """
+  kernel: str
+  window: int
+  mesh: jax.sharding.Mesh | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,16 +85,16 @@ jax.tree_util.register_dataclass(
 
 # ----------------------------------------------------------- full passes
 
-def over_rows(q_BLHQ, k_BLKQ, v_BLKQ, rows: Rows, window, kernel: str):
+def over_rows(q_BLHQ, k_BLKQ, v_BLKQ, rows: Rows, window, how: How):
   """Attention within rows, [B, L, H, Q].
 
   Args:
     q_BLHQ, k_BLKQ, v_BLKQ: scaled queries, keys, values.
     rows: the layout.
-    window: tokens to look back (traced), or None.
-    kernel: a key of KERNELS.
+    window: tokens that this layer looks back (traced), or None.
+    how: what is known when compiling.
   """
-  return KERNELS[kernel](q_BLHQ, k_BLKQ, v_BLKQ, rows, window)
+  return KERNELS[how.kernel](q_BLHQ, k_BLKQ, v_BLKQ, rows, window, how)
 
 
 def mask_of(rows: Rows, window):
@@ -82,14 +103,17 @@ def mask_of(rows: Rows, window):
   mask = jnp.tril(jnp.ones((L, L), bool))[None]
   if rows.segments is not None:
     key = rows.segments[:, None, :]
-    mask &= (key == rows.segments[:, :, None]) | (key
-                                                  == rows.prefix[:, :, None])
+    seen = key == rows.segments[:, :, None]
+    if rows.prefix is not None:
+      seen |= key == rows.prefix[:, :, None]
+    mask &= seen
   if window is not None:
     mask &= rows.positions[:, :, None] - rows.positions[:, None, :] < window
   return mask
 
 
-def _xla(q, k, v, rows, window, implementation='xla'):
+def _xla(q, k, v, rows, window, how, implementation='xla'):
+  del how
   if rows.segments is None and window is None:
     return jax.nn.dot_product_attention(q, k, v, is_causal=True, scale=1.0,
                                         implementation=implementation)
@@ -98,17 +122,58 @@ def _xla(q, k, v, rows, window, implementation='xla'):
       implementation=implementation)
 
 
-def _cudnn(q, k, v, rows, window):
-  return _xla(q, k, v, rows, window, 'cudnn')
+def _cudnn(q, k, v, rows, window, how):
+  return _xla(q, k, v, rows, window, how, 'cudnn')
 
 
-KERNELS = {'xla': _xla, 'cudnn': _cudnn}
+def _splash(q, k, v, rows, window, how, interpret=False):
+  """TPU kernel that skips what the mask hides and never stores the scores.
+
+  It knows segments but not shared prompts, and wants rows of whole blocks;
+  for other rows the plain computation.
+  """
+  L = q.shape[1]
+  if rows.prefix is not None or L % LANES:
+    return _xla(q, k, v, rows, window, how)
+  causal = splash.CausalMask((L, L)), splash.LocalMask(
+      (L, L), (how.window - 1, 0), 0)
+  block = max(b for b in (512, 256, LANES) if L % b == 0)
+  sizes = kernels.BlockSizes(**{name: block for name in (
+      'block_q', 'block_kv', 'block_kv_compute', 'block_q_dkv',
+      'block_kv_dkv', 'block_kv_dkv_compute', 'block_q_dq', 'block_kv_dq')})
+
+  def attend(q, k, v, segments, window):
+    def with_mask(mask):
+      kernel = kernels.make_splash_mha(
+          splash.MultiHeadMask([mask] * q.shape[2]), head_shards=1,
+          q_seq_shards=1, block_sizes=sizes, interpret=interpret)
+      def one(q, k, v, ids):
+        heads_first = (x.swapaxes(0, 1) for x in (q, k, v))
+        return kernel(*heads_first, segment_ids=None if ids is None else
+                      kernels.SegmentIds(ids, ids)).swapaxes(0, 1)
+      return lambda: jax.vmap(one)(q, k, v, segments)
+    if window is None:
+      return with_mask(causal[0])()
+    return jax.lax.cond(window < FAR, with_mask(causal[1]),
+                        with_mask(causal[0]))
+
+  return sharding.over_rows(attend, how.mesh)(q, k, v, rows.segments, window)
+
+
+KERNELS = {
+    'xla': _xla,  # any platform
+    'cudnn': _cudnn,  # NVIDIA GPUs, 16 bits
+    'splash': _splash,  # TPU
+    'splash_interpret': functools.partial(_splash, interpret=True),  # tests
+}
 
 
 def choose(kernel: str, platform: str, dtype: str) -> str:
   """The kernel behind 'auto': what is fastest on a platform."""
   if kernel != 'auto':
     return kernel
+  if platform == 'tpu':
+    return 'splash'
   return 'cudnn' if (platform, dtype) == ('gpu', 'bfloat16') else 'xla'
 
 
@@ -178,9 +243,12 @@ def decode(q_BGHQ, prompt_kv, new_kv, view: DecodeView, window):
       jnp.where(sees_BL[:, None, None, None], on_prompt, NEVER),
       jnp.where(sees_BT[:, None, None, None], on_new, NEVER)], -1)
   weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
-  out = (jnp.einsum('bgkrl,blkq->bgkrq', weights[..., :L], vp)
-         + jnp.einsum('bgkrt,bgtkq->bgkrq', weights[..., L:], vn))
-  return out.reshape(B, G, H, Q)
+  # Rounded once, as in the full pass.
+  out = (jnp.einsum('bgkrl,blkq->bgkrq', weights[..., :L], vp,
+                    preferred_element_type=jnp.float32)
+         + jnp.einsum('bgkrt,bgtkq->bgkrq', weights[..., L:], vn,
+                      preferred_element_type=jnp.float32))
+  return out.astype(q.dtype).reshape(B, G, H, Q)
 
 
 def _visible(view: DecodeView, window, L: int, T: int):

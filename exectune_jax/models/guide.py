@@ -71,8 +71,8 @@ class Guide:
         key=lambda n: strategy.CLOSE in self.text(tokens[:n])) + 1
 
 
-def load(config, workdir: pathlib.Path) -> Guide:
-  """The guide that `config.guide` describes."""
+def load(config, workdir: pathlib.Path, mesh=None) -> Guide:
+  """The guide that `config.guide` describes, to be used on a mesh."""
   g = config.guide
   changes = settings(config, jax.default_backend())
   if g.size == 'tiny':
@@ -87,7 +87,7 @@ def load(config, workdir: pathlib.Path) -> Guide:
     if words.chat_template is None:
       raise UserError(f"guide.checkpoint='{directory}': its tokenizer has no "
                       'chat template; use an instruct checkpoint')
-  return Guide(Transformer(found), words, g.max_prompt_tokens,
+  return Guide(Transformer(found, mesh), words, g.max_prompt_tokens,
                g.max_new_tokens)
 
 

@@ -14,6 +14,7 @@ says what each may look at). Layers are scanned, so what differs between them
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from typing import Any
@@ -23,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from exectune_jax.learning import sharding
 from exectune_jax.models import attention
 from exectune_jax.models.attention import DecodeView, Rows
 
@@ -136,6 +138,40 @@ class RMSNorm(nn.Module):
     return (y * (scale + self.plus_one)).astype(x.dtype)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def matmul(x, kernel, out_dtype, where):
+  """x W in the dtype of x, with the gradient of W summed in float32.
+
+  Args:
+    x: [..., in], in the compute dtype.
+    kernel: [in, out], float32.
+    out_dtype: of the result.
+    where: sharding.Placed of the kernel, or None on one device: its slices
+      come together for the product, in the compute dtype, and its gradient
+      is summed over devices into the slices.
+  """
+  w = sharding.constrain(kernel.astype(x.dtype), where and where.whole)
+  return jnp.matmul(x, w, preferred_element_type=out_dtype)
+
+
+def _matmul_forward(x, kernel, out_dtype, where):
+  return matmul(x, kernel, out_dtype, where), (x, kernel)
+
+
+def _matmul_backward(out_dtype, where, residuals, dy):
+  x, kernel = residuals
+  dy = dy.astype(x.dtype)
+  w = sharding.constrain(kernel.astype(x.dtype), where and where.whole)
+  dx = jnp.matmul(dy, w.T)
+  over = tuple(range(x.ndim - 1))
+  dw = jax.lax.dot_general(x, dy, ((over, over), ((), ())),
+                           preferred_element_type=jnp.float32)
+  return dx, sharding.constrain(dw, where and where.sliced)
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
 class Linear(nn.Module):
   """x W + b, with a low-rank update x A B (Hu et al., 2021) if rank > 0.
 
@@ -144,33 +180,34 @@ class Linear(nn.Module):
   """
   features: int
   use_bias: bool
-  dtype: str
-  rank: int = 0
-  alpha: float = 16.0
+  rank: int
+  alpha: float
+  mesh: jax.sharding.Mesh | None
 
   @nn.compact
   def __call__(self, x):
-    def cast(value):
-      return value.astype(self.dtype)
-    width = x.shape[-1]
+    width, dtype = x.shape[-1], x.dtype
     kernel = self.param('kernel', nn.initializers.lecun_normal(),
                         (width, self.features), jnp.float32)
-    y = x @ cast(kernel)
+    y = matmul(x, kernel, dtype, sharding.placed(
+        f'{self.name}/kernel', kernel.shape, self.mesh))
     if self.rank:
       a = self.variable('lora', 'a', lambda: nn.initializers.lecun_normal()(
           self.make_rng('params'), (width, self.rank), jnp.float32)).value
       b = self.variable('lora', 'b', jnp.zeros, (self.rank, self.features),
                         jnp.float32).value
-      y += (x @ cast(a)) @ cast(b) * (self.alpha / self.rank)
+      low = matmul(x, a, dtype, None)
+      y += matmul(low, b, dtype, None) * (self.alpha / self.rank)
     if self.use_bias:
-      y += cast(self.param('bias', nn.initializers.zeros, (self.features,),
-                           jnp.float32))
+      y += self.param('bias', nn.initializers.zeros, (self.features,),
+                      jnp.float32).astype(dtype)
     return y
 
 
 class Block(nn.Module):
   """Attention and gated MLP with residuals, normed before (and after)."""
   config: TransformerConfig
+  mesh: jax.sharding.Mesh | None
 
   @nn.compact
   def __call__(self, carry, scanned, view):
@@ -191,7 +228,8 @@ class Block(nn.Module):
     layer, freq, window, prompt_kv = scanned
     q, k, v = self._qkv(self._norm('attn_norm')(x), view.positions, freq)
     if isinstance(view, Rows):
-      out = attention.over_rows(q, k, v, view, window, c.attention)
+      out = attention.over_rows(q, k, v, view, window, attention.How(
+          c.attention, max(c.windows, default=0) or 1, self.mesh))
     else:
       new_kv, mine = attention.append(new_kv, (k, v), layer, view)
       out = attention.decode(q, prompt_kv, mine, view, window)
@@ -199,6 +237,7 @@ class Block(nn.Module):
     x = x + (self._norm('post_attn_norm')(out) if c.post_norms else out)
     out = self._mlp(self._norm('mlp_norm')(x))
     x = x + (self._norm('post_mlp_norm')(out) if c.post_norms else out)
+    x = sharding.constrain_rows(x, self.mesh)
     return (x, new_kv), ((k, v) if isinstance(view, Rows) else None)
 
   def _qkv(self, h, positions, freq):
@@ -225,41 +264,46 @@ class Block(nn.Module):
   def _linear(self, features, name, use_bias=False):
     c = self.config
     adapted = c.lora_rank and re.fullmatch(c.lora_targets, name)
-    return Linear(features, use_bias, c.dtype, c.lora_rank if adapted else 0,
-                  c.lora_alpha, name=name)
+    return Linear(features, use_bias, c.lora_rank if adapted else 0,
+                  c.lora_alpha, self.mesh, name=name)
 
 
-class Head(nn.Module):
-  """The untied vocabulary projection, [D, V]."""
-  dim: int
-  vocab: int
+class Weights(nn.Module):
+  """A matrix and nothing else: the embeddings, the vocabulary projection."""
+  param_name: str
+  shape: tuple[int, int]
+  init: Any
 
   def setup(self):
-    self.weights = self.param('kernel', nn.initializers.lecun_normal(),
-                              (self.dim, self.vocab), jnp.float32)
+    self.value = self.param(self.param_name, self.init, self.shape,
+                            jnp.float32)
 
-  def kernel(self):
-    return self.weights
+  def __call__(self):
+    return self.value
 
 
 class Transformer(nn.Module):
-  """Decoder-only language model; parameters in float32, stacked by layer."""
+  """Decoder-only language model; parameters in float32, stacked by layer.
+
+  mesh: needed by attention kernels that the compiler can't divide by itself.
+  """
   config: TransformerConfig
+  mesh: jax.sharding.Mesh | None = None
 
   def setup(self):
     c = self.config
-    self.embed = nn.Embed(c.vocab, c.dim, dtype=c.dtype,
-                          param_dtype=jnp.float32,
-                          embedding_init=nn.initializers.normal(0.02))
+    self.embed = Weights('embedding', (c.vocab, c.dim),
+                         nn.initializers.normal(0.02))
     block = Block if c.remat == 'none' else nn.remat(
         Block, prevent_cse=False, policy=REMAT[c.remat])
     self.blocks = nn.scan(
         block, variable_axes={'params': 0, 'lora': 0},
         split_rngs={'params': True}, in_axes=(0, nn.broadcast),
-        length=c.layers)(c)
+        length=c.layers)(c, self.mesh)
     self.final_norm = RMSNorm(c.norm_eps, c.norm_plus_one)
     if not c.tied:
-      self.head = Head(c.dim, c.vocab)
+      self.head = Weights('kernel', (c.dim, c.vocab),
+                          nn.initializers.lecun_normal())
 
   def __call__(self, tokens_BL, rows: Rows | None = None):
     """Full pass over rows: hidden states and keys and values.
@@ -296,21 +340,22 @@ class Transformer(nn.Module):
 
   def logits(self, hidden):
     """Float32 logits [..., V] of hidden states [..., D]."""
-    dtype = self.config.dtype
-    if self.config.tied:
-      table, spec = self.embed.embedding, '...d,vd->...v'
-    else:
-      table, spec = self.head.kernel(), '...d,dv->...v'
+    kernel = self.head_kernel()
     # Products in the compute dtype, sums and result in float32.
-    return jnp.einsum(spec, hidden.astype(dtype), table.astype(dtype),
-                      preferred_element_type=jnp.float32)
+    return matmul(hidden.astype(self.config.dtype), kernel, jnp.float32,
+                  sharding.placed('head/kernel', kernel.shape, self.mesh))
+
+  def head_kernel(self):
+    """The vocabulary projection, [D, V]."""
+    return self.embed().T if self.config.tied else self.head()
 
   def initialise(self, tokens_BL):
     """Touches every parameter; used with `init` only."""
     return self.logits(self(tokens_BL)[0])
 
   def _embed(self, tokens):
-    x = self.embed(tokens)
+    x = jnp.take(self.embed(), tokens, axis=0).astype(self.config.dtype)
+    x = sharding.constrain_rows(x, self.mesh)
     if self.config.scale_embeddings:
       x = x * jnp.asarray(self.config.dim ** 0.5, x.dtype)
     return x

@@ -57,13 +57,15 @@ class Sampler:
     stop: from a sample's tokens to how many of them to keep, or None to go
       on; called on the host after each chunk.
     int8: whether keys and values are kept in 8 bits.
+    gather: whether slices of weights over fsdp come together once for all
+      tokens, and not for each one; costs their memory in the compute dtype.
   """
 
   def __init__(self, model, end: int, max_new_tokens: int, mesh,
                stop: Callable[[Sequence[int]], int | None] = lambda _: None,
-               int8: bool = False):
+               int8: bool = False, gather: bool = True):
     self.model, self.mesh, self.T, self.stop = model, mesh, max_new_tokens, stop
-    self.int8 = int8
+    self.int8, self.gather = int8, gather
     common = dict(model=model, end=end, mesh=mesh)
     how = ('temperature', 'top_k', 'top_p')
     self._refill = jax.jit(functools.partial(_refill, **common),
@@ -96,6 +98,7 @@ class Sampler:
                                      key=lambda i: _width(prompts[i])))
     if not queue:
       return
+    variables = self.prepare(variables)
     state = self._empty(B, group_size, _width(prompts[queue[-1]]))
     held = np.full(B, -1)  # which prompt is in a slot
     handed = np.ones((B, group_size), bool)
@@ -125,6 +128,15 @@ class Sampler:
                        complete)
       held[handed.all(axis=1)] = -1
 
+  def prepare(self, variables):
+    """Weights as decoding wants them, which reads all of them per token."""
+    return jax.jit(functools.partial(_cast, self.model.config.dtype),
+                   out_shardings=self.places(variables))(variables)
+
+  def places(self, variables):
+    """Where `prepare` puts the weights."""
+    return sharding.shardings(variables, self.mesh, whole=self.gather)
+
   def _ended(self, view, slot, index) -> tuple[int, bool]:
     """(number of tokens, complete), or (0, False) while a sample goes on."""
     age = int(view['age_B'][slot])
@@ -137,23 +149,48 @@ class Sampler:
 
   def _empty(self, B, G, L):
     """A grid without any prompt."""
-    c = self.model.config
-    def make():
-      def cache(*shape):
-        x = jnp.zeros((c.layers, B, *shape, c.kv_heads, c.head_dim), c.dtype)
-        return attention.store(x, self.int8)
-      return {
-          'slot': jnp.zeros((), jnp.int32),
-          'age_B': jnp.full((B,), self.T, jnp.int32),
-          'prompt_len_B': jnp.ones((B,), jnp.int32),
-          'length_BG': jnp.ones((B, G), jnp.int32),  # 0: not ended yet
-          'tokens_BGT': jnp.zeros((B, G, self.T), jnp.int32),
-          'logp_BGT': jnp.zeros((B, G, self.T)),
-          'key_BG': jnp.zeros((B, G, 2), jnp.uint32),
-          'prompt_kv': (cache(L), cache(L)),
-          'new_kv': (cache(G, self.T), cache(G, self.T))}
+    make = functools.partial(self._make, B, G, L)
     where = sharding.sampling(jax.eval_shape(make), self.mesh)
     return jax.jit(make, out_shardings=where)()
+
+  def _make(self, B, G, L):
+    c = self.model.config
+    def cache(*shape):
+      x = jnp.zeros((c.layers, B, *shape, c.kv_heads, c.head_dim), c.dtype)
+      return attention.store(x, self.int8)
+    return {
+        'slot': jnp.zeros((), jnp.int32),
+        'age_B': jnp.full((B,), self.T, jnp.int32),
+        'prompt_len_B': jnp.ones((B,), jnp.int32),
+        'length_BG': jnp.ones((B, G), jnp.int32),  # 0: not ended yet
+        'tokens_BGT': jnp.zeros((B, G, self.T), jnp.int32),
+        'logp_BGT': jnp.zeros((B, G, self.T)),
+        'key_BG': jnp.zeros((B, G, 2), jnp.uint32),
+        'prompt_kv': (cache(L), cache(L)),
+        'new_kv': (cache(G, self.T), cache(G, self.T))}
+
+  def lower(self, variables, B: int, G: int, L: int) -> dict:
+    """The programs for B prompts of L tokens, not yet compiled.
+
+    Args:
+      variables: abstract.
+      B, G, L: prompts at a time, samples of each, prompt tokens.
+    """
+    rows = sharding.rows(self.mesh)
+    state = jax.eval_shape(functools.partial(self._make, B, G, L))
+    state = sharding.place(state, sharding.sampling(state, self.mesh))
+    variables = jax.eval_shape(functools.partial(
+        _cast, self.model.config.dtype), variables)
+    variables = sharding.place(variables, self.places(variables))
+    def array(shape, dtype, where=rows):
+      return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+    inputs = (array((B, L), jnp.int32), array((B,), jnp.int32),
+              array((B,), jnp.int32), array((B,), jnp.uint32),
+              array((), jnp.uint32, sharding.replicated(self.mesh)))
+    how = dict(temperature=1.0, top_k=0, top_p=1.0)
+    return {'prefill': self._refill.lower(variables, state, *inputs, **how),
+            'decode': self._chunk.lower(variables, state,
+                                        array((B, G), jnp.bool), **how)}
 
   def _next(self, queue, prompts, free):
     """Prompts of one width for the free slots, as far as they reach."""
@@ -183,6 +220,13 @@ class Sampler:
 
   def _put(self, seed):
     return jax.device_put(np.uint32(seed), sharding.replicated(self.mesh))
+
+
+def _cast(dtype, variables):
+  """Weights rounded as the model rounds them when it uses them."""
+  return jax.tree_util.tree_map_with_path(
+      lambda path, x: x if path[-1].key == 'scale' else x.astype(dtype),
+      variables)
 
 
 def _width(prompt) -> int:

@@ -1,0 +1,52 @@
+"""Tokens a second of a supervised update, optimizer included.
+
+  python -m benchmarks.sft_step --vs torch
+
+Every token of every row is predicted. Peer: transformers on torch with
+AdamW, same weights and rows, at its own best micro-batch (--torch_micro).
+"""
+
+from benchmarks import engine, harness
+
+OPTIONS = {'rows': 16, 'length': 256, 'micro': 4, 'torch_micro': 4}
+
+
+def ours(args):
+  from exectune_jax.learning import batches, steps
+  rows = engine.tokens(args.rows, args.length + 1).tolist()
+  batch = batches.lay_out([[batches.Block(row[:1], [row[1:]])]
+                           for row in rows])
+  assert batch['mask_BT'].sum() == args.rows * args.length
+  return engine.trainer(args, lambda model, tx: steps.sft_step(
+      model, tx, args.micro), batch)
+
+
+def torch(args):
+  import torch
+  model, device = engine.torch_model(args)
+  rows = torch.tensor(engine.tokens(args.rows, args.length + 1),
+                      device=device)
+  optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, weight_decay=0.0)
+  count = args.rows // args.torch_micro
+  def run():
+    optimizer.zero_grad()
+    for part in rows.split(args.torch_micro):
+      logits = model(part[:, :-1], use_cache=False).logits
+      loss = torch.nn.functional.cross_entropy(
+          logits.float().flatten(0, 1), part[:, 1:].flatten())
+      (loss / count).backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    if device == 'cuda':
+      torch.cuda.synchronize()
+  return run
+
+
+def describe(args):
+  tokens = args.rows * args.length
+  return {'tokens': tokens, 'bytes': 0, 'flops': 3 * engine.model_flops(
+      args, args.rows, args.length, tokens)}
+
+
+if __name__ == '__main__':
+  harness.main('sft_step', {'ours': ours, 'torch': torch}, OPTIONS, describe)
