@@ -32,7 +32,7 @@ RESUMABLE = ('stages', 'budget_usd', 'compilation_cache', 'core.concurrency',
              'core.requests_per_minute', 'core.attempts', 'core.timeout_s',
              'core.deadline_s', 'evaluate', 'export', 'large_core',
              'sft.checkpoint_every', 'rl.checkpoint_every', 'rl.show_every',
-             'rl.deadline_s', 'rl.max_lost_fraction')
+             'rl.deadline_s', 'rl.max_lost_fraction', 'mesh.hosts')
 
 
 def core_section(name: str) -> ml_collections.ConfigDict:
@@ -96,6 +96,7 @@ def default_config() -> ml_collections.ConfigDict:
       usd_per_1m_tokens=0.02,  # what a guide token costs you to serve
   ))
   config.mesh = ml_collections.ConfigDict(dict(
+      hosts=1,  # processes; 0: as many as Cloud TPU says (learning/hosts.py)
       mode='pjit',  # or 'pmap': data parallel only
       data=-1, fsdp=1, tensor=1,  # -1: all remaining devices
       gather_to_sample=True))  # weights whole on each device while sampling
@@ -213,7 +214,8 @@ def validate(config) -> None:
   for field in ('collect.max_revisions core.shots task.train_size '
                 'task.validation_size task.test_size sft.examples rl.kl '
                 'sft.base_examples evaluate.alpha_samples budget_usd '
-                'rl.max_staleness guide.lora_rank sft.row_length').split():
+                'rl.max_staleness mesh.hosts guide.lora_rank '
+                'sft.row_length').split():
     if read(config, field) < 0:
       raise UserError(f'{field}={read(config, field)}: must be 0 or more')
   if not sum(config.collect.styles.values()) > 0:

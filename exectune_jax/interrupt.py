@@ -12,10 +12,17 @@ import sys
 from exectune_jax.errors import Stopped
 
 _seen: list[int] = []
+_together = False
 
 
-def install() -> None:
-  """Takes over SIGINT and SIGTERM (main thread only)."""
+def install(together: bool = False) -> None:
+  """Takes over SIGINT and SIGTERM (main thread only).
+
+  together: one of several processes, which must stop at the same place:
+    `check` then obeys only what they agreed on (hosts.agree).
+  """
+  global _together
+  _together = together
   _seen.clear()
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, _note)
@@ -33,7 +40,11 @@ def requested() -> bool:
   return bool(_seen)
 
 
-def check() -> None:
-  """Raises Stopped if a signal was seen."""
-  if _seen:
-    raise Stopped(signal.Signals(_seen[0]).name)
+def check(agreed: bool | None = None) -> None:
+  """Raises Stopped if a signal was seen.
+
+  agreed: whether all processes know of it; None where they can't be asked.
+  """
+  if agreed or (agreed is None and _seen and not _together):
+    raise Stopped(signal.Signals(_seen[0]).name if _seen
+                  else 'a signal in another process')

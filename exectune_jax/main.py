@@ -30,13 +30,15 @@ def main(argv):
     raise UsageError(f'unexpected argument {argv[1]!r}; fields are set with '
                     '--config.name=value')
   config, workdir = CONFIG.value, prepare(CONFIG.value, _WORKDIR.value)
-  interrupt.install()
+  from exectune_jax.learning import hosts
+  interrupt.install(together=hosts.count() > 1)
   for stage in filter(None, (s.strip() for s in config.stages.split(','))):
     name, staged = config_lib.variant(config, stage)
     progress.console.rule(stage)
     module = importlib.import_module(f'exectune_jax.stages.{name}')
     module.run(staged, workdir)
-    interrupt.check()
+    hosts.barrier(stage)
+    interrupt.check(hosts.agree(interrupt.requested()))
 
 
 def prepare(config, workdir: str | None) -> pathlib.Path:
@@ -46,15 +48,20 @@ def prepare(config, workdir: str | None) -> pathlib.Path:
                      'exectune_jax.main --config configs/quickstart.py '
                      '--workdir runs/quickstart')
   config_lib.validate(config)
+  os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
   folder = pathlib.Path(workdir).expanduser()
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    config_lib.remember(config, folder)
+    import jax  # after the checks: it takes a second
+
+    from exectune_jax.learning import hosts
+    hosts.join(config.mesh.hosts)
+    if hosts.first():
+      config_lib.remember(config, folder)
+    progress.console.quiet = not hosts.first()
   except OSError as e:
     raise UserError(f"--workdir='{workdir}': {e.strerror}; choose a directory "
                     'that can be written') from e
-  os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
-  import jax
   if config.compilation_cache:
     jax.config.update('jax_compilation_cache_dir', os.path.expanduser(
         config.compilation_cache))
@@ -91,6 +98,8 @@ def run(work=main):
 
 def _fail(message: str, code: int):
   print(f'error: {message}', file=sys.stderr, flush=True)
+  if 'jax' in sys.modules and sys.modules['jax'].process_count() > 1:
+    os._exit(code)  # an orderly exit would wait for the other processes
   sys.exit(code)
 
 

@@ -57,7 +57,8 @@ def track(title: str, total: int, start: int = 0, spent=lambda: 0.0):
     def advance(n: int = 1, note: str = ''):
       nonlocal done
       done += n
-      lines.update(done, note_text(note))
+      if not console.quiet:  # one of several processes speaks
+        lines.update(done, note_text(note))
     yield advance
     return
   columns = (TextColumn('{task.description}'), BarColumn(),

@@ -35,7 +35,8 @@ def read(folder, **changes):
   shapes = jax.eval_shape(
       lambda: init_variables(model, jax.random.key(0)))['params']
   where = sharding.shardings(shapes, sharding.make_mesh(default_config().mesh))
-  return model, {'params': hf.read_params(folder, config, shapes, where)}
+  with jax.transfer_guard('disallow'):  # as in a run
+    return model, {'params': hf.read_params(folder, config, shapes, where)}
 
 
 def logits_of(folder):

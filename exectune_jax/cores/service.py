@@ -46,11 +46,15 @@ class CoreService:
     config: the whole config.
     workdir: holds ledger.sqlite.
     stage: name for the bill.
+    host, hosts: each of several processes has a ledger of its own, and its
+      share of the budget.
   """
 
-  def __init__(self, config, workdir: pathlib.Path, stage: str):
+  def __init__(self, config, workdir: pathlib.Path, stage: str,
+               host: int = 0, hosts: int = 1):
     self.config, self.stage = config, stage
-    self.ledger = Ledger(workdir / 'ledger.sqlite', config.budget_usd)
+    name = f'ledger.{host}.sqlite' if host else 'ledger.sqlite'
+    self.ledger = Ledger(workdir / name, config.budget_usd / hosts)
     self._clients: dict[str, CoreClient] = {}
     self._loop = asyncio.new_event_loop()
     self._thread = threading.Thread(target=self._loop.run_forever,

@@ -38,12 +38,20 @@ def bucket(n: int, least: int) -> int:
   return -(-n // step) * step
 
 
-def lay_out(rows: Sequence[Sequence[Block]], length: int = 0) -> dict:
+def shape_of(rows: Sequence[Sequence[Block]]) -> tuple[int, int]:
+  """(L, T) that hold the longest row, rounded up."""
+  longest = max(sum(b.length for b in row) for row in rows)
+  slots = max(sum(b.slots for b in row) for row in rows)
+  return bucket(max(longest, 2), 16), bucket(max(slots, 1), 16)
+
+
+def lay_out(rows: Sequence[Sequence[Block]], length: int = 0,
+            slots: int = 0) -> dict:
   """Arrays for the update steps.
 
   Args:
     rows: the blocks of each row; a row may be empty.
-    length: L, or 0 for the longest row, rounded up.
+    length, slots: L and T, or 0 for those of `shape_of`.
 
   Returns:
     tokens_BL, positions_BL, segments_BL (0 for padding) and, where a prompt
@@ -51,9 +59,9 @@ def lay_out(rows: Sequence[Sequence[Block]], length: int = 0) -> dict:
     that predicts), target_BT and mask_BT what is learned. Slots of a row are
     in the order of its completions.
   """
+  L, T = shape_of(rows)
+  L, T = length or L, slots or T
   longest = max(sum(b.length for b in row) for row in rows)
-  L = length or bucket(max(longest, 2), 16)
-  T = bucket(max(1, *(sum(b.slots for b in row) for row in rows)), 16)
   if longest > L:
     raise ValueError(f'a row of {longest} tokens does not fit {L}')
   out = {name: np.zeros((len(rows), L), np.int32) for name in (

@@ -46,9 +46,11 @@ class Learner:
   @functools.cached_property
   def first(self):
     """Variables before any training."""
-    key = jax.device_put(np.uint32(self.config.seed))
+    whole = sharding.replicated(self.mesh)
+    key = jax.jit(jax.random.key, out_shardings=whole)(
+        sharding.put(np.uint32(self.config.seed), whole))
     return guides.first_variables(
-        self.config, self.guide, jax.jit(jax.random.key)(key), self.variables,
+        self.config, self.guide, key, self.variables,
         {**self.where.frozen, **self.where.params})
 
   @property
@@ -95,8 +97,12 @@ class Learner:
     return {k: self.first[k] for k in self.shapes.frozen}
 
   def put(self, batch):
-    """A host batch on the devices, rows over the mesh."""
-    return jax.device_put(batch, sharding.rows(self.mesh))
+    """A batch that every process holds, on the devices, rows over the mesh."""
+    return sharding.put(batch, sharding.rows(self.mesh))
+
+  def put_local(self, batch):
+    """A batch of which each process holds its own rows."""
+    return sharding.put_local(batch, sharding.rows(self.mesh))
 
   def check_rows(self, count: int, field: str) -> None:
     multiple = sharding.row_multiple(self.mesh)

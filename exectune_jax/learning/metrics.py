@@ -7,16 +7,26 @@ import pathlib
 
 import tensorboardX
 
+from exectune_jax.learning import hosts
+
 
 class MetricsWriter:
-  """Writes under `directory`; steps are guide updates."""
+  """Writes under `directory`; steps are guide updates.
+
+  Of several processes only the first one writes.
+  """
 
   def __init__(self, directory: pathlib.Path, first_step: int = 0):
+    self.silent = not hosts.first()
+    if self.silent:
+      return
     self._file = reopen(directory / 'metrics.jsonl', first_step)
     self._board = tensorboardX.SummaryWriter(str(directory),
                                              purge_step=first_step + 1)
 
   def write(self, step: int, values: dict[str, float]) -> None:
+    if self.silent:
+      return
     row = {'step': step, **{k: float(v) for k, v in values.items()}}
     self._file.write(json.dumps(row) + '\n')
     self._file.flush()
@@ -25,8 +35,9 @@ class MetricsWriter:
         self._board.add_scalar(name, value, step)
 
   def close(self) -> None:
-    self._file.close()
-    self._board.close()
+    if not self.silent:
+      self._file.close()
+      self._board.close()
 
 
 def _step(line: str) -> int:

@@ -56,6 +56,46 @@ def make_mesh(section, devices=None) -> Mesh:
                        axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
 
 
+def put(tree, where: NamedSharding):
+  """Arrays that every process holds whole, on the devices."""
+  if where.is_fully_addressable:
+    return jax.device_put(tree, where)
+  return jax.tree.map(
+      lambda x: build(np.shape(x), where, lambda i: np.asarray(x)[i]), tree)
+
+
+def build(shape, where: NamedSharding, part):
+  """An array whose slice at an index is `part(index)` on the host."""
+  with jax.transfer_guard('allow'):  # explicit, although JAX can't tell
+    return jax.make_array_from_callback(shape, where, part)
+
+
+def put_local(tree, where: NamedSharding):
+  """Rows of which each process holds its own."""
+  if where.is_fully_addressable:
+    return jax.device_put(tree, where)
+  with jax.transfer_guard('allow'):
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(where, x), tree)
+
+
+def fetch(array, layer: int) -> np.ndarray:
+  """One layer of a stacked array, or (-1) all of it, whole on the host."""
+  mesh = getattr(array.sharding, 'mesh', None)
+  whole = mesh and replicated(mesh)
+  if layer >= 0:
+    where = jax.device_put(np.int32(layer)) if whole is None else put(
+        np.int32(layer), whole)
+    array = jax.jit(_layer, out_shardings=whole)(array, where)
+  elif whole and not whole.is_fully_addressable:
+    array = jax.jit(lambda x: x, out_shardings=whole)(array)
+  return np.asarray(jax.device_get(array))
+
+
+def _layer(array, index):
+  return jax.lax.dynamic_index_in_dim(array, index, keepdims=False)
+
+
 def rows(mesh: Mesh) -> NamedSharding:
   """Batches: rows over data and fsdp."""
   return NamedSharding(mesh, P(('data', 'fsdp')))

@@ -12,9 +12,10 @@ import re
 import jax
 import transformers
 
-from exectune_jax import prompts, strategy
+from exectune_jax import files, prompts, strategy
 from exectune_jax.episode import Problem, Strategy
 from exectune_jax.errors import UserError
+from exectune_jax.learning import hosts
 from exectune_jax.models import attention, hf, tokenizer, zoo
 from exectune_jax.models.transformer import (Transformer, TransformerConfig,
                                              init_variables)
@@ -148,8 +149,9 @@ def first_variables(config, guide: Guide, key: jax.Array, shapes, shardings):
 
 def _own_tokenizer(workdir):
   directory = workdir / 'tokenizer'
-  if not (directory / 'tokenizer.json').exists():
+  if hosts.first() and not (directory / 'tokenizer.json').exists():
     tokenizer.build().save_pretrained(directory)
+  hosts.barrier('tokenizer')
   return tokenizer.load(directory)
 
 
@@ -168,8 +170,10 @@ def claim(guide: Guide, directory: pathlib.Path) -> None:
   """
   path = directory / 'guide.json'
   if not path.exists():
+    if not hosts.first():
+      return
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(describe(guide), indent=2) + '\n')
+    files.write_whole(path, json.dumps(describe(guide), indent=2) + '\n')
     return
   held = json.loads(path.read_text())
   for field, value in describe(guide).items():

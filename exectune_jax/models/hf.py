@@ -19,6 +19,8 @@ import ml_dtypes
 import numpy as np
 
 from exectune_jax.errors import UserError
+from exectune_jax.learning import hosts
+from exectune_jax.learning import sharding as place
 from exectune_jax.models.transformer import TransformerConfig
 
 FILE_BYTES = 4 << 30  # a written file holds at most about so much
@@ -188,7 +190,7 @@ def read_params(directory: str | pathlib.Path, config: TransformerConfig,
           out[i if stacked else ...] = part.T if transposed else part
         return out
 
-      held = jax.make_array_from_callback(shape.shape, sharding, shard)
+      held = place.build(shape.shape, sharding, shard)
       jax.block_until_ready(held)
       gc.collect()  # JAX lets go of host buffers then; before the next one
       return held
@@ -211,16 +213,16 @@ def write(directory: pathlib.Path, config: TransformerConfig, params,
   target = DTYPES[dtype]
   leaves = {_join(path): leaf for path, leaf
             in jax.tree_util.tree_leaves_with_path(params)}
-  plan = []  # (name, path, layer or None, transposed)
+  plan = []  # (name, path, layer or -1, transposed)
   for path, (name, transposed) in table(config).items():
     name = name if name.startswith('lm_head') else f'model.{name}'
     plan += [(name.format(i), path, i, transposed)
              for i in range(config.layers)] if '{}' in name else [
-                 (name, path, None, transposed)]
+                 (name, path, -1, transposed)]
   files, size = [[]], 0
-  for row in sorted(plan, key=lambda r: (r[2] is not None, r[2] or 0)):
+  for row in sorted(plan, key=lambda r: r[2]):
     leaf = leaves[row[1]]
-    count = leaf.size // (leaf.shape[0] if row[2] is not None else 1)
+    count = leaf.size // (leaf.shape[0] if row[2] >= 0 else 1)
     bytes_ = count * np.dtype(target).itemsize
     if files[-1] and size + bytes_ > FILE_BYTES:
       files.append([])
@@ -230,7 +232,8 @@ def write(directory: pathlib.Path, config: TransformerConfig, params,
   _write_files(directory, files, leaves, target)
   text = json.dumps({**config_json(config), 'dtype': dtype, **metadata},
                     indent=2)
-  (directory / 'config.json').write_text(text + '\n')
+  if hosts.first():
+    (directory / 'config.json').write_text(text + '\n')
 
 
 def _write_files(directory, files, leaves, target):
@@ -241,12 +244,12 @@ def _write_files(directory, files, leaves, target):
         f'model-{number:05}-of-{len(files):05}.safetensors')
     tensors = {}
     for name, path, layer, transposed in rows:
-      leaf = leaves[path] if layer is None else leaves[path][layer]
-      value = np.asarray(jax.device_get(leaf))
+      value = place.fetch(leaves[path], layer)
       tensors[name] = np.ascontiguousarray(
           value.T if transposed else value).astype(target)
       index[name] = file
-    save_file(tensors, directory / file, {'format': 'pt'})
+    if hosts.first():
+      save_file(tensors, directory / file, {'format': 'pt'})
   if len(files) > 1:
     (directory / 'model.safetensors.index.json').write_text(json.dumps(
         {'metadata': {}, 'weight_map': index}, indent=2) + '\n')

@@ -7,7 +7,8 @@ The device holds a grid of B prompts with G samples each. Decoding runs in
 jitted chunks; after each chunk the samples that have ended are handed out, so
 that the core can start on them, and a slot whose samples have all ended takes
 the next prompt of the queue. A sample's randomness depends on its seed, group
-and index alone, not on what else is in the grid.
+and index alone, not on what else is in the grid. Several processes sample
+together: each is given all prompts and is handed all samples.
 """
 
 from __future__ import annotations
@@ -113,11 +114,11 @@ class Sampler:
             B), self._put(seed), **how)
       if (held < 0).all():
         return
-      state = self._chunk(variables, state, jax.device_put(
+      state = self._chunk(variables, state, sharding.put(
           stopped, sharding.rows(self.mesh)), **how)
       stopped = np.zeros_like(stopped)  # the device may still read the old
-      view = jax.device_get({k: state[k] for k in (
-          'age_B', 'length_BG', 'tokens_BGT', 'logp_BGT')})
+      view = jax.device_get(self._view({k: state[k] for k in (
+          'age_B', 'length_BG', 'tokens_BGT', 'logp_BGT')}))
       for slot, index in zip(*np.nonzero(~handed), strict=True):
         n, complete = self._ended(view, slot, index)
         if n:
@@ -127,6 +128,13 @@ class Sampler:
                        tuple(view['logp_BGT'][slot, index, :n].tolist()),
                        complete)
       held[handed.all(axis=1)] = -1
+
+  def _view(self, tree):
+    """Arrays that this process can read whole."""
+    whole = sharding.replicated(self.mesh)
+    if whole.is_fully_addressable:
+      return tree
+    return jax.jit(lambda x: x, out_shardings=whole)(tree)
 
   def prepare(self, variables):
     """Weights as decoding wants them, which reads all of them per token."""
@@ -215,11 +223,11 @@ class Sampler:
     for i, prompt in enumerate(prompts):
       tokens[i, :len(prompt)] = prompt
       lengths[i], where[i], numbers[i] = len(prompt), free[i], groups[i]
-    return jax.device_put((tokens, lengths, where, numbers),
-                          sharding.rows(self.mesh))
+    return sharding.put((tokens, lengths, where, numbers),
+                        sharding.rows(self.mesh))
 
   def _put(self, seed):
-    return jax.device_put(np.uint32(seed), sharding.replicated(self.mesh))
+    return sharding.put(np.uint32(seed), sharding.replicated(self.mesh))
 
 
 def _cast(dtype, variables):

@@ -22,12 +22,15 @@ from exectune_jax import files, progress, prompts, strategy, teachers
 from exectune_jax.cores.service import CoreService
 from exectune_jax.episode import LOST, Episode
 from exectune_jax.errors import Lost, UserError
+from exectune_jax.learning import hosts
 from exectune_jax.rewards.collector import Executor
 from exectune_jax.tasks import load_problems, make_task
 
 
 def run(config, workdir):
-  """Runs the stage; see the module docstring."""
+  """Runs the stage; see the module docstring. One process does it for all."""
+  if not hosts.first():
+    return
   folder = workdir / 'collect'
   if (folder / 'summary.json').exists():
     progress.console.print('collect: done before')

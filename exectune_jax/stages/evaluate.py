@@ -18,6 +18,7 @@ from exectune_jax import files, interrupt, progress, prompts
 from exectune_jax.cores.service import CoreService
 from exectune_jax.episode import (LOST, Episode, Strategy, from_dict, to_dict)
 from exectune_jax.errors import UserError
+from exectune_jax.learning import hosts
 from exectune_jax.learning.checkpoint import Checkpoints
 from exectune_jax.learning.learner import Learner
 from exectune_jax.report import page, summary
@@ -45,15 +46,17 @@ def run(config, workdir):
   learner = None
   if set(systems) - set(UNGUIDED):
     learner = Learner(config, workdir, config.rl)
-  with CoreService(config, workdir, 'evaluate') as cores:
+  with CoreService(config, workdir, 'evaluate', hosts.index()) as cores:
     results = [_task_report(config, config.evaluate.split, learner, cores,
                             workdir)]
     if config.evaluate.transfer:
-      _publish(results, config, workdir)  # in case the second one fails
+      if hosts.first():
+        _publish(results, config, workdir)  # in case the second one fails
       other = _transfer(config)
       split = 'all' if other.task.name == 'svamp' else config.evaluate.split
       results.append(_task_report(other, split, learner, cores, workdir))
-  _publish(results, config, workdir)
+  if hosts.first():
+    _publish(results, config, workdir)
 
 
 def _task_report(config, split, learner, cores, workdir):
@@ -71,6 +74,8 @@ def _task_report(config, split, learner, cores, workdir):
               / f'{config.task.name.replace(":", ".")}_{name}_{kind}.jsonl')
       episodes = _attempts(name, problems, count, temperature, learner, cores,
                            config, path, stamp)
+      if not hosts.first():  # the first process asks the core for all
+        continue
       field = 'large_core' if name == 'large_core' else 'core'
       executor = Executor(cores, task, config, field)
       done = cores.run(_execute(f'{name}, {kind}', episodes, executor, cores))
@@ -78,8 +83,10 @@ def _task_report(config, split, learner, cores, workdir):
       files.write_whole(path, ''.join(json.dumps(row) + '\n' for row in [
           stamp, *map(to_dict, done)]))
       (greedy if kind == 'greedy' else sampled)[name] = done
-    if name not in UNGUIDED:
+    if name not in UNGUIDED and hosts.first():
       lengths[name] = [len(learner.guide.prompt(p)) for p in problems]
+  if not hosts.first():
+    return None, {}
   report = summary.summarise(
       config.task.name, config.core.name, greedy, sampled, lengths,
       config.guide.usd_per_1m_tokens / 1e6)
@@ -99,6 +106,7 @@ def _attempts(name, problems, count, temperature, learner, cores, config,
     return [Episode(e.problem, index=e.index, strategy=e.strategy)
             for e in held]
   guide, variables = learner.guide, learner.weights(name, 'evaluate.systems')
+  interrupt.check(hosts.agree(interrupt.requested()))
   found = {}
   with progress.track(f'{name}: strategies', len(problems) * count,
                       spent=lambda: cores.ledger.spent_usd) as advance:

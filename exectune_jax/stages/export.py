@@ -10,6 +10,7 @@ import json
 import pathlib
 
 from exectune_jax import progress
+from exectune_jax.learning import hosts
 from exectune_jax.learning.learner import Learner
 from exectune_jax.models import guide as guides
 from exectune_jax.models import hf, lora
@@ -28,7 +29,8 @@ def run(config, workdir):
   hf.write(output, guide.config, lora.merge(variables, guide.config), dtype, {
       'bos_token_id': words.bos_token_id, 'eos_token_id': words.eos_token_id,
       'pad_token_id': words.pad_token_id})
-  words.save_pretrained(output)
+  if hosts.first():
+    words.save_pretrained(output)
   progress.console.print(f'written: {output} ({name}, {dtype}); load it with '
                          'transformers.AutoModelForCausalLM.from_pretrained')
 

@@ -23,7 +23,7 @@ from exectune_jax import interrupt, progress
 from exectune_jax.cores.service import CoreService
 from exectune_jax.episode import LOST, MALFORMED, to_dict
 from exectune_jax.errors import Stopped, UserError
-from exectune_jax.learning import batches, metrics, sharding, steps
+from exectune_jax.learning import batches, hosts, metrics, sharding, steps
 from exectune_jax.learning.advantages import group_advantages
 from exectune_jax.learning.learner import Learner
 from exectune_jax.rewards.collector import Collector
@@ -54,7 +54,8 @@ def run(config, workdir):
     return
   next_group = extra.get('next_group', 0)
   writer = metrics.MetricsWriter(workdir / 'guides' / rl.output, step)
-  log = metrics.reopen(workdir / 'episodes' / f'{rl.output}.jsonl', step)
+  part = f'.{hosts.index()}' if hosts.index() else ''
+  log = metrics.reopen(workdir / 'episodes' / f'{rl.output}{part}.jsonl', step)
   losses = collections.deque(maxlen=10)
   late = None
 
@@ -62,16 +63,22 @@ def run(config, workdir):
     return problems[batches.permutation(len(problems), config.seed, group,
                                         1)[0]]
 
-  def save():
-    checkpoints.save(state, {'next_group': next_group,
-                             'pending': collector.pending()})
+  def mine(number):
+    """Whether this process asks cores about a group."""
+    return number % rl.groups * hosts.count() // rl.groups == hosts.index()
 
-  with CoreService(config, workdir, f'rl:{rl.output}') as cores, \
+  def save():
+    pending = sum(hosts.gather_json(collector.pending()), [])
+    checkpoints.save(state, {'next_group': next_group, 'pending': pending})
+
+  with CoreService(config, workdir, f'rl:{rl.output}', hosts.index(),
+                   hosts.count()) as cores, \
       progress.track(f'rl {rl.output}: steps', rl.steps, step,
                      lambda: cores.ledger.spent_usd) as advance:
     collector = Collector(cores, task, config)
     for pending in extra.get('pending', []):
-      collector.restore(pending, problem_of(pending['number']))
+      if mine(pending['number']):
+        collector.restore(pending, problem_of(pending['number']))
     try:
       while step < rl.steps:
         # 1. Admit and sample: each strategy goes to the core once decoded.
@@ -81,33 +88,38 @@ def run(config, workdir):
           numbers = range(next_group, next_group + rl.groups)
           chosen = [problem_of(n) for n in numbers]
           for number, problem in zip(numbers, chosen, strict=True):
-            collector.open(number, problem, step)
+            if mine(number):
+              collector.open(number, problem, step)
           for s in learner.sampler.sample(
               state.variables, [guide.prompt(p) for p in chosen], numbers,
               rl.group_size, seed=config.seed, temperature=rl.temperature):
-            collector.add(numbers[s.row], s.index,
-                          guide.read(s.tokens, s.logprobs, s.complete))
+            if mine(numbers[s.row]):
+              collector.add(numbers[s.row], s.index,
+                            guide.read(s.tokens, s.logprobs, s.complete))
           next_group += rl.groups
         sampled = time.monotonic()
 
         # 2. Execute and score: wait for the rewards of this step's groups.
-        groups = collector.take(rl.groups, step)
+        groups = collector.take(rl.groups // hosts.count(), step)
         waited = time.monotonic()
 
         # 3. Compare within groups, update.
-        batch = make_batch(groups, guide, rl)
+        rows = make_batch(groups, guide, rl)
+        batch = learner.put_local(rows)
         if reference:
           batch['reference_logp_BT'] = reference(batch)
-        state, values = update(state, learner.put(batch))
+        state, values = update(state, batch)
         step += 1
         collector.drop(groups)
 
         # 4. Bookkeeping, while the update runs; metrics one step late.
         note = _report(late, writer)
-        report = summarise(groups, batch, step)
+        report = summarise(groups, rows, step)
         report |= {'seconds_sampling': sampled - began,
                    'seconds_waiting': waited - sampled,
-                   'usd_total': cores.ledger.spent_usd}
+                   'usd_total': cores.ledger.spent_usd * hosts.count()}
+        report = dict(zip(report, hosts.gather(list(report.values())).mean(0),
+                          strict=True))
         late = (step, values, report)
         for episode in (e for group in groups for e in group):
           log.write(json.dumps({'step': step, **to_dict(episode)}) + '\n')
@@ -120,7 +132,7 @@ def run(config, workdir):
           late = None
           save()
         _check_losses(losses, report, groups, rl)
-        interrupt.check()
+        interrupt.check(hosts.agree(interrupt.requested()))
     except (Stopped, UserError):  # raised where state and groups agree
       save()
       raise
@@ -137,15 +149,13 @@ class Reference:
   """Log-probs of the guide that RL started from, for the KL term."""
 
   def __init__(self, learner, rl):
-    self.learner = learner
     self.variables = learner.weights(rl.init, 'rl.init')
     self.score = jax.jit(
         steps.reference_logprobs(learner.guide.model, rl.temperature),
         out_shardings=sharding.rows(learner.mesh))
 
   def __call__(self, batch):
-    return np.asarray(jax.device_get(
-        self.score(self.variables, self.learner.put(batch))))
+    return self.score(self.variables, batch)
 
 
 def make_batch(groups, guide, rl) -> dict[str, np.ndarray]:
@@ -167,8 +177,9 @@ def make_batch(groups, guide, rl) -> dict[str, np.ndarray]:
       logprobs.append([e.strategy.logprobs for e, _, _ in row])
       advantages.append([[a] * len(e.strategy.tokens) for e, a, _ in row])
       masks.append([[float(v)] * len(e.strategy.tokens) for e, _, v in row])
-  batch = batches.lay_out(rows)
-  slots = batch['mask_BT'].shape[1]
+  # All processes must lay out the same shape.
+  length, slots = hosts.gather(batches.shape_of(rows)).max(0).tolist()
+  batch = batches.lay_out(rows, length, slots)
   return {**batch, 'mask_BT': batches.lay_slots(masks, slots),
           'sampler_logp_BT': batches.lay_slots(logprobs, slots),
           'advantage_BT': batches.lay_slots(advantages, slots)}
@@ -212,8 +223,8 @@ def _check_losses(losses, report, groups, rl):
   """Stops a run whose core mostly fails, with the reason."""
   losses.append(report['lost'])
   if np.mean(losses) > rl.max_lost_fraction:
-    reason = next(e.lost_reason for g in groups for e in g
-                  if e.status == LOST) if report['lost'] else 'earlier steps'
+    reason = next((e.lost_reason for g in groups for e in g
+                   if e.status == LOST), 'earlier, or in another process')
     raise UserError(
         f'rl.max_lost_fraction={rl.max_lost_fraction:g}: {np.mean(losses):.0%} '
         f'of the last {len(losses)} steps were lost ({reason}); mend the core '

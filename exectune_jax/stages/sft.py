@@ -13,7 +13,7 @@ import jax
 
 from exectune_jax import interrupt, progress, strategy
 from exectune_jax.errors import UserError
-from exectune_jax.learning import batches, steps
+from exectune_jax.learning import batches, hosts, steps
 from exectune_jax.learning.learner import Learner
 from exectune_jax.learning.metrics import MetricsWriter
 from exectune_jax.episode import Problem
@@ -48,11 +48,12 @@ def run(config, workdir):
         note = _report(late, writer)
         late = (step, metrics)
         advance(1, note)
-        if step % sft.checkpoint_every == 0 or interrupt.requested():
+        stop = hosts.agree(interrupt.requested())
+        if step % sft.checkpoint_every == 0 or stop:
           _report(late, writer)  # a checkpoint never runs ahead of its metrics
           late = None
           checkpoints.save(state, {})
-        interrupt.check()
+        interrupt.check(stop)
   finally:
     _report(late, writer)
     writer.close()
