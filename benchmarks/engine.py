@@ -56,6 +56,26 @@ def torch_model(args):
   return model, device
 
 
+def torch_trainer(args, prepare):
+  """The same of torch: gradients, clipping, AdamW.
+
+  prepare: from the device to a function of the model that does the backward
+    passes of one update.
+  """
+  import torch
+  model, device = torch_model(args)
+  backward = prepare(device)
+  optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, weight_decay=0.0)
+  def run():
+    optimizer.zero_grad()
+    backward(model)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    if device == 'cuda':
+      torch.cuda.synchronize()
+  return run
+
+
 def tokens(rows: int, length: int, seed: int = 0) -> np.ndarray:
   return np.random.default_rng(seed).integers(3, 1000, (rows, length))
 

@@ -38,29 +38,24 @@ def ours(args):
 
 def torch(args):
   import torch
-  model, device = engine.torch_model(args)
   prompts = np.repeat(engine.tokens(args.groups, args.prompt), args.group, 0)
   texts = engine.tokens(args.groups * args.group, args.new, 1)
-  rows = torch.tensor(np.concatenate([prompts, texts], 1), device=device)
-  advantage = torch.randn(len(rows), 1, device=device)
-  optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, weight_decay=0.0)
-  def run():
-    optimizer.zero_grad()
-    for part, adv in zip(rows.split(args.torch_micro),
-                         advantage.split(args.torch_micro), strict=True):
-      logits = model(part, use_cache=False,
-                     logits_to_keep=args.new + 1).logits[:, :-1].float()
-      logp = torch.log_softmax(logits, -1).gather(
-          -1, part[:, args.prompt:, None])[..., 0]
-      ratio = torch.exp(logp - logp.detach())
-      weight = torch.exp(logp.detach() + 7.0).clamp(max=2.0)
-      gain = torch.minimum(ratio * adv, ratio.clamp(0.8, 1.28) * adv)
-      (-(weight * gain).sum() / (len(rows) * args.new)).backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    if device == 'cuda':
-      torch.cuda.synchronize()
-  return run
+  def prepare(device):
+    rows = torch.tensor(np.concatenate([prompts, texts], 1), device=device)
+    advantage = torch.randn(len(rows), 1, device=device)
+    def backward(model):
+      for part, adv in zip(rows.split(args.torch_micro),
+                           advantage.split(args.torch_micro), strict=True):
+        logits = model(part, use_cache=False,
+                       logits_to_keep=args.new + 1).logits[:, :-1].float()
+        logp = torch.log_softmax(logits, -1).gather(
+            -1, part[:, args.prompt:, None])[..., 0]
+        ratio = torch.exp(logp - logp.detach())
+        weight = torch.exp(logp.detach() + 7.0).clamp(max=2.0)
+        gain = torch.minimum(ratio * adv, ratio.clamp(0.8, 1.28) * adv)
+        (-(weight * gain).sum() / (len(rows) * args.new)).backward()
+    return backward
+  return engine.torch_trainer(args, prepare)
 
 
 def describe(args):

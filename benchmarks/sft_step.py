@@ -23,23 +23,18 @@ def ours(args):
 
 def torch(args):
   import torch
-  model, device = engine.torch_model(args)
-  rows = torch.tensor(engine.tokens(args.rows, args.length + 1),
-                      device=device)
-  optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, weight_decay=0.0)
-  count = args.rows // args.torch_micro
-  def run():
-    optimizer.zero_grad()
-    for part in rows.split(args.torch_micro):
-      logits = model(part[:, :-1], use_cache=False).logits
-      loss = torch.nn.functional.cross_entropy(
-          logits.float().flatten(0, 1), part[:, 1:].flatten())
-      (loss / count).backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    if device == 'cuda':
-      torch.cuda.synchronize()
-  return run
+  def prepare(device):
+    rows = torch.tensor(engine.tokens(args.rows, args.length + 1),
+                        device=device)
+    def backward(model):
+      for part in rows.split(args.torch_micro):
+        logits = model(part[:, :-1], use_cache=False).logits
+        loss = torch.nn.functional.cross_entropy(
+            logits.float().flatten(0, 1), part[:, 1:].flatten(),
+            reduction='sum')
+        (loss / (args.rows * args.length)).backward()
+    return backward
+  return engine.torch_trainer(args, prepare)
 
 
 def describe(args):

@@ -65,7 +65,9 @@ def prepare(config, workdir: str | None) -> pathlib.Path:
   if config.compilation_cache:
     jax.config.update('jax_compilation_cache_dir', os.path.expanduser(
         config.compilation_cache))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+    # Small programs too: a second start compiles nothing.
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+    jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
   # Every transfer between host and device is explicit, or an error.
   jax.config.update('jax_transfer_guard', 'disallow')
   return folder

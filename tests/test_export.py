@@ -67,6 +67,24 @@ def test_exported_guides_give_the_same_logits(tmp_path, lora_rank):
   assert theirs.config.eos_token_id == guide.end
 
 
+def test_an_exported_guide_can_be_trained_on(tmp_path):
+  """Out and in again, now with adapters, by guide.size='hf'."""
+  _, learner = trained(tmp_path / 'w', 0)
+  config = config_lib.runlocal(config_lib.default_config())
+  config.guide.update(size='hf', checkpoint=str(tmp_path / 'w/export/base'),
+                      lora_rank=2)
+  again = Learner(config, tmp_path / 'again', config.rl)
+  before, after = learner.weights('base', ''), again.first
+  assert sorted(after) == ['lora', 'params']
+  jax.tree.map(np.testing.assert_array_equal, before['params'],
+               after['params'])
+  assert all(np.any(x['a']) and not np.any(x['b'])
+             for x in after['lora']['blocks'].values())
+  config.guide.size = 'smollm2_135m'
+  with pytest.raises(UserError, match='vocab=1026, but guide.size says'):
+    Learner(config, tmp_path / 'again', config.rl)
+
+
 def test_only_adapters_are_saved(tmp_path):
   _, learner = trained(tmp_path / 'w', 2)
   step = next((tmp_path / 'w/guides/base').glob('*/params'))

@@ -51,6 +51,20 @@ def test_the_whole_recipe_leaves_its_report(finished):
     assert list((workdir / 'guides' / guide).glob('events.out.tfevents*'))
 
 
+def test_a_second_start_compiles_nothing(tmp_path):
+  """Another workdir, the same shapes: no program is new to the cache."""
+  stages = '--config.stages=collect,sft:base'
+  held = []
+  for name in ('a', 'b'):
+    done = run(tmp_path / name, stages,
+               f'--config.compilation_cache={tmp_path / "cache"}')
+    assert done.returncode == 0, done.stderr
+    held.append({p.name for p in (tmp_path / 'cache').iterdir()
+                 if p.name.endswith('-cache')})
+  assert any(n.startswith('jit_step') for n in held[0])
+  assert held[1] == held[0]
+
+
 def test_running_it_again_costs_nothing_and_agrees(finished):
   _, workdir = finished
   before = (workdir / 'report.json').read_text()

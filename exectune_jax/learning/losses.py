@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from exectune_jax.learning import sharding
 from exectune_jax.models.attention import Rows
-from exectune_jax.models.transformer import matmul
+from exectune_jax.models.layers import matmul
 
 CHUNK = 512  # tokens whose [chunk, V] logits exist at a time
 
