@@ -19,7 +19,7 @@ quickstart: venv
 	  --workdir runs/quickstart
 
 test: venv
-	$(BIN)/python -m pytest -m 'not full'
+	$(BIN)/python -m pytest -m 'not full' -n 2 --dist loadfile
 
 test-full: venv
 	$(BIN)/python -m pytest

@@ -59,7 +59,6 @@ def get_config(arg=''):
 
   config.rl.groups = 5
   config.rl.group_size = 8
-  config.rl.micro_batch = 1
   config.rl.steps = 50
   config.rl.learning_rate = 1e-5
   config.rl.warmup_steps = 2

@@ -192,7 +192,7 @@ def read_params(directory: str | pathlib.Path, config: TransformerConfig,
 
       held = place.build(shape.shape, sharding, shard)
       jax.block_until_ready(held)
-      gc.collect()  # JAX lets go of host buffers then; before the next one
+      gc.collect(0)  # JAX lets go of host buffers then; before the next one
       return held
 
     return jax.tree_util.tree_map_with_path(leaf, shapes, shardings)
