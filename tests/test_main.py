@@ -51,6 +51,16 @@ def test_the_whole_recipe_leaves_its_report(finished):
     assert list((workdir / 'guides' / guide).glob('events.out.tfevents*'))
 
 
+def test_export_is_one_more_stage_of_a_finished_run(finished):
+  _, workdir = finished
+  done = run(workdir, '--config.stages=export')
+  assert done.returncode == 0, done.stderr
+  folder = workdir / 'export' / 'exectune'
+  assert {'config.json', 'model.safetensors', 'tokenizer.json',
+          'chat_template.jinja'} <= {p.name for p in folder.iterdir()}
+  assert f'written: {folder}' in done.stdout
+
+
 def test_a_second_start_compiles_nothing(tmp_path):
   """Another workdir, the same shapes: no program is new to the cache."""
   stages = '--config.stages=collect,sft:base'
