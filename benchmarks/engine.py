@@ -80,9 +80,13 @@ def tokens(rows: int, length: int, seed: int = 0) -> np.ndarray:
   return np.random.default_rng(seed).integers(3, 1000, (rows, length))
 
 
-def model_flops(args, rows: int, length: int, predicted: int) -> float:
-  """Of one forward pass, attention squares halved (what must be computed)."""
+def model_flops(args, tokens: int, pairs: float, predicted: int) -> float:
+  """Operations of one forward pass that no implementation can avoid.
+
+  tokens: that are read. pairs: of a query and a key that it sees. predicted:
+    tokens that need logits.
+  """
   c = hf.read_config(args.checkpoint)
-  layers = 2 * roofline.layer_weights(c) * rows * length
-  scores = 2 * c.layers * c.heads * c.head_dim * rows * length ** 2
-  return layers + scores + roofline.head_flops(c, predicted)
+  scores = 4 * c.layers * c.heads * c.head_dim * pairs
+  return (2 * roofline.layer_weights(c) * tokens + scores
+          + roofline.head_flops(c, predicted))

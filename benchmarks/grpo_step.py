@@ -59,9 +59,14 @@ def torch(args):
 
 
 def describe(args):
-  rows, length = args.groups * args.group, args.prompt + args.new
-  return {'tokens': rows * length, 'bytes': 0, 'flops': 3 * engine.model_flops(
-      args, rows, length, rows * args.new)}
+  texts = args.groups * args.group
+  prompts = args.groups if args.share else texts
+  pairs = prompts * args.prompt ** 2 / 2 + texts * args.new * (
+      args.prompt + args.new / 2)
+  return {'tokens': texts * (args.prompt + args.new), 'bytes': 0,
+          'flops': 3 * engine.model_flops(
+              args, prompts * args.prompt + texts * args.new, pairs,
+              texts * args.new)}
 
 
 if __name__ == '__main__':

@@ -54,7 +54,8 @@ def describe(args):
   samples = args.prompts * args.group
   return {'tokens': samples * args.new, 'bytes': args.new * step.bytes,
           'flops': args.new * step.flops + engine.model_flops(
-              args, args.prompts, args.prompt, args.prompts)}
+              args, args.prompts * args.prompt,
+              args.prompts * args.prompt ** 2 / 2, args.prompts)}
 
 
 if __name__ == '__main__':

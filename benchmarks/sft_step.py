@@ -40,7 +40,7 @@ def torch(args):
 def describe(args):
   tokens = args.rows * args.length
   return {'tokens': tokens, 'bytes': 0, 'flops': 3 * engine.model_flops(
-      args, args.rows, args.length, tokens)}
+      args, tokens, tokens * args.length / 2, tokens)}
 
 
 if __name__ == '__main__':
