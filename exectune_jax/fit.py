@@ -60,6 +60,8 @@ def topology(name: str):
     raise UserError(f"--topology='{name}': choose chips from "
                     f'{", ".join(roofline.CHIPS)}, as in v5e:2x4')
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+  # Only the compiler is used: another process may have libtpu, or the chips.
+  os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
   os.environ.setdefault('TPU_STDERR_LOG_LEVEL', '3')
   from jax.experimental import topologies
   try:
