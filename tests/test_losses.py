@@ -101,8 +101,8 @@ def test_gradient_is_the_analytic_policy_gradient(small):
     return losses.policy_loss(logp, old, old, weighted, jnp.ones_like(logp),
                               **LOOSE)[0]
 
-  _same(jax.jit(jax.grad(grpo))(params),
-        jax.jit(jax.grad(lambda p: -expected_reward(p)))(params))
+  assert_same(jax.jit(jax.grad(grpo))(params),
+              jax.jit(jax.grad(lambda p: -expected_reward(p)))(params))
 
 
 def test_importance_weights_undo_another_sampler(small):
@@ -123,8 +123,8 @@ def test_importance_weights_undo_another_sampler(small):
     logp = _logps(model, p, completions)
     return -jnp.sum(jnp.exp(logp[:, 0]) * reward)
 
-  _same(jax.jit(jax.grad(grpo))(params),
-        jax.jit(jax.grad(expected_reward))(params))
+  assert_same(jax.jit(jax.grad(grpo))(params),
+              jax.jit(jax.grad(expected_reward))(params))
 
 
 def test_equal_rewards_give_exactly_zero_gradient(small):
@@ -180,7 +180,7 @@ def test_chunked_log_probs_equal_plain_ones(small, temperature, monkeypatch):
   grads = [jax.jit(jax.grad(
       lambda p, h, f=f: jnp.sum(weights * f(p, h)), (0, 1)))(params, hidden)
            for f in (chunked, plain)]
-  _same(*grads)
+  assert_same(*grads)
 
 
 def test_padding_and_row_mates_do_not_matter(small):
@@ -217,6 +217,6 @@ def test_rows_are_laid_out_as_documented():
     batches.lay_out([[batches.Block([1] * 5, [[1]])]], 4)
 
 
-def _same(a, b):
+def assert_same(a, b):
   for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
     np.testing.assert_allclose(x, y, atol=2e-6)

@@ -135,8 +135,6 @@ def _splash(q, k, v, rows, window, how, interpret=False):
   L = q.shape[1]
   if rows.prefix is not None or L % LANES:
     return _xla(q, k, v, rows, window, how)
-  causal = splash.CausalMask((L, L)), splash.LocalMask(
-      (L, L), (how.window - 1, 0), 0)
   block = max(b for b in (512, 256, LANES) if L % b == 0)
   sizes = kernels.BlockSizes(**{name: block for name in (
       'block_q', 'block_kv', 'block_kv_compute', 'block_q_dkv',
@@ -152,10 +150,11 @@ def _splash(q, k, v, rows, window, how, interpret=False):
         return kernel(*heads_first, segment_ids=None if ids is None else
                       kernels.SegmentIds(ids, ids)).swapaxes(0, 1)
       return lambda: jax.vmap(one)(q, k, v, segments)
+    far = with_mask(splash.CausalMask((L, L)))
     if window is None:
-      return with_mask(causal[0])()
-    return jax.lax.cond(window < FAR, with_mask(causal[1]),
-                        with_mask(causal[0]))
+      return far()
+    near = with_mask(splash.LocalMask((L, L), (how.window - 1, 0), 0))
+    return jax.lax.cond(window < FAR, near, far)
 
   return sharding.over_rows(attend, how.mesh)(q, k, v, rows.segments, window)
 

@@ -50,8 +50,12 @@ def matmul(x, kernel, out_dtype, where):
       come together for the product, in the compute dtype, and its gradient
       is summed over devices into the slices.
   """
-  w = sharding.constrain(kernel.astype(x.dtype), where and where.whole)
-  return jnp.matmul(x, w, preferred_element_type=out_dtype)
+  return jnp.matmul(x, _whole(kernel, x, where),
+                    preferred_element_type=out_dtype)
+
+
+def _whole(kernel, x, where):
+  return sharding.constrain(kernel.astype(x.dtype), where and where.whole)
 
 
 def _matmul_forward(x, kernel, out_dtype, where):
@@ -61,8 +65,7 @@ def _matmul_forward(x, kernel, out_dtype, where):
 def _matmul_backward(out_dtype, where, residuals, dy):
   x, kernel = residuals
   dy = dy.astype(x.dtype)
-  w = sharding.constrain(kernel.astype(x.dtype), where and where.whole)
-  dx = jnp.matmul(dy, w.T)
+  dx = jnp.matmul(dy, _whole(kernel, x, where).T)
   over = tuple(range(x.ndim - 1))
   dw = jax.lax.dot_general(x, dy, ((over, over), ((), ())),
                            preferred_element_type=jnp.float32)

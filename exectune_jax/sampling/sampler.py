@@ -26,6 +26,7 @@ from exectune_jax.learning import sharding
 from exectune_jax.learning.batches import bucket
 from exectune_jax.models import attention
 from exectune_jax.models.attention import DecodeView
+from exectune_jax.models.transformer import init_variables
 from exectune_jax.sampling.pick import pick
 
 CHUNK = 8  # new tokens between two looks at what has ended
@@ -73,6 +74,11 @@ class Sampler:
                            static_argnames=how, donate_argnames='state')
     self._chunk = jax.jit(functools.partial(_chunk, **common),
                           static_argnames=how, donate_argnames='state')
+    self._empty = jax.jit(self._make, static_argnums=(0, 1, 2))
+    whole = sharding.replicated(mesh)
+    # What a process reads, it must hold whole.
+    self._view = (lambda x: x) if whole.is_fully_addressable else jax.jit(
+        lambda x: x, out_shardings=whole)
 
   def sample(self, variables, prompts: Sequence[Sequence[int]],
              groups: Sequence[int], group_size: int, *, seed: int,
@@ -129,19 +135,15 @@ class Sampler:
                        complete)
       held[handed.all(axis=1)] = -1
 
-  def _view(self, tree):
-    """Arrays that this process can read whole."""
-    whole = sharding.replicated(self.mesh)
-    if whole.is_fully_addressable:
-      return tree
-    return jax.jit(lambda x: x, out_shardings=whole)(tree)
-
-  def prepare(self, variables):
-    """Weights as decoding wants them, which reads all of them per token."""
+  @functools.cached_property
+  def prepare(self):
+    """Compiled: weights as decoding wants them, which reads all per token."""
+    shapes = jax.eval_shape(
+        lambda: init_variables(self.model, jax.random.key(0)))
     return jax.jit(functools.partial(_cast, self.model.config.dtype),
-                   out_shardings=self.places(variables))(variables)
+                   out_shardings=self._places(shapes))
 
-  def places(self, variables):
+  def _places(self, variables):
     """Where `prepare` puts the weights."""
     return sharding.shardings(variables, self.mesh, whole=self.gather)
 
@@ -155,18 +157,13 @@ class Sampler:
       return stop or end, True
     return (age, False) if age >= self.T else (0, False)
 
-  def _empty(self, B, G, L):
-    """A grid without any prompt."""
-    make = functools.partial(self._make, B, G, L)
-    where = sharding.sampling(jax.eval_shape(make), self.mesh)
-    return jax.jit(make, out_shardings=where)()
-
   def _make(self, B, G, L):
+    """A grid without any prompt."""
     c = self.model.config
     def cache(*shape):
       x = jnp.zeros((c.layers, B, *shape, c.kv_heads, c.head_dim), c.dtype)
       return attention.store(x, self.int8)
-    return {
+    return sharding.constrain_sampling({
         'slot': jnp.zeros((), jnp.int32),
         'age_B': jnp.full((B,), self.T, jnp.int32),
         'prompt_len_B': jnp.ones((B,), jnp.int32),
@@ -175,7 +172,7 @@ class Sampler:
         'logp_BGT': jnp.zeros((B, G, self.T)),
         'key_BG': jnp.zeros((B, G, 2), jnp.uint32),
         'prompt_kv': (cache(L), cache(L)),
-        'new_kv': (cache(G, self.T), cache(G, self.T))}
+        'new_kv': (cache(G, self.T), cache(G, self.T))}, self.mesh)
 
   def lower(self, variables, B: int, G: int, L: int) -> dict:
     """The programs for B prompts of L tokens, not yet compiled.
@@ -189,7 +186,7 @@ class Sampler:
     state = sharding.place(state, sharding.sampling(state, self.mesh))
     variables = jax.eval_shape(functools.partial(
         _cast, self.model.config.dtype), variables)
-    variables = sharding.place(variables, self.places(variables))
+    variables = sharding.place(variables, self._places(variables))
     def array(shape, dtype, where=rows):
       return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
     inputs = (array((B, L), jnp.int32), array((B,), jnp.int32),
