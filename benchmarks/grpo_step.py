@@ -3,18 +3,19 @@
   python -m benchmarks.grpo_step --vs torch
 
 --groups problems with --group completions each. Ours computes a group's
-prompt once (--share=0: once per completion). Peer: transformers on torch, the
-same loss on padded rows, logits of completions only, at its own best
-micro-batch. tokens_per_s counts prompt and completion of every row, computed
-or shared, for both.
+prompt once (--share=0: once per completion). Peers, each at its own best
+micro-batch: transformers on torch, the same loss on padded rows, logits of
+completions only; google-tunix's trainer and loss (see tunix_peer.py).
+tokens_per_s counts prompt and completion of every row, computed or shared,
+for all.
 """
 
 import numpy as np
 
-from benchmarks import engine, harness
+from benchmarks import engine, harness, tunix_peer
 
 OPTIONS = {'groups': 8, 'group': 8, 'prompt': 128, 'new': 64, 'share': 1,
-           'micro': 1, 'torch_micro': 8}
+           'micro': 1, 'torch_micro': 8, 'tunix_micro': 4}
 
 
 def ours(args):
@@ -70,4 +71,5 @@ def describe(args):
 
 
 if __name__ == '__main__':
-  harness.main('grpo_step', {'ours': ours, 'torch': torch}, OPTIONS, describe)
+  harness.main('grpo_step', {'ours': ours, 'torch': torch,
+                             'tunix': tunix_peer.grpo}, OPTIONS, describe)

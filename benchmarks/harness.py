@@ -42,6 +42,8 @@ def main(name: str, workers: dict, options: dict, describe) -> None:
   parser.add_argument('--dtype', default='float32')
   parser.add_argument('--vs', default='', help='peers, comma-separated: '
                       + ', '.join(w for w in workers if w != 'ours'))
+  parser.add_argument('--tunix_python', default=sys.executable,
+                      help='python that has google-tunix (tunix_peer.py)')
   parser.add_argument('--pairs', type=int, default=3)
   parser.add_argument('--worker', default='', help=argparse.SUPPRESS)
   args = parser.parse_args()
@@ -64,18 +66,21 @@ def _measure(name, args, work) -> dict:
   peers = list(filter(None, args.vs.split(',')))
   running = {worker: _Worker(name, worker, args)
              for worker in ['ours', *peers]}
-  seconds = {worker: [] for worker in running}
+  runs = {worker: [] for worker in running}
   for _ in range(args.pairs):
     for worker, process in running.items():
-      seconds[worker].append(process.run())
+      runs[worker].append(process.run())
   ends = {worker: process.close() for worker, process in running.items()}
-  best = statistics.median(seconds['ours'])
+  seconds = {worker: [run['seconds'] for run in found]
+             for worker, found in runs.items()}
   return {
       'benchmark': name, 'machine': machine(ends['ours']['device']),
       'settings': {k: v for k, v in vars(args).items()
-                   if k not in ('worker', 'vs', 'checkpoint')},
-      'tokens_per_s': round(work['tokens'] / best, 1),
-      **_fraction(work, best, ends['ours']),
+                   if k not in ('worker', 'vs', 'checkpoint',
+                                'tunix_python')},
+      'tokens_per_s': round(
+          work['tokens'] / statistics.median(seconds['ours']), 1),
+      **_fraction(work, runs['ours']),
       'peak_bytes': ends['ours']['peak_bytes'],
       'ratio': {peer: round(statistics.median(
           theirs / ours for ours, theirs in zip(
@@ -85,12 +90,13 @@ def _measure(name, args, work) -> dict:
       'peer_peak_bytes': {p: ends[p]['peak_bytes'] for p in peers}}
 
 
-def _fraction(work, seconds, end) -> dict:
+def _fraction(work, runs) -> dict:
   """mfu, or bandwidth_fraction for what memory bounds."""
-  if work['bytes'] and end['bandwidth']:
-    return {'bandwidth_fraction': round(
-        work['bytes'] / seconds / end['bandwidth'], 3)}
-  return {'mfu': round(work['flops'] / seconds / end['peak'], 3)}
+  bound, rate, name = (
+      ('bytes', 'bandwidth', 'bandwidth_fraction')
+      if work['bytes'] and runs[0]['bandwidth'] else ('flops', 'peak', 'mfu'))
+  return {name: round(statistics.median(
+      work[bound] / run['seconds'] / run[rate] for run in runs), 3)}
 
 
 def machine(device: str) -> str:
@@ -103,17 +109,18 @@ class _Worker:
   def __init__(self, name, worker, args):
     flags = [f'--{k}={v}' for k, v in vars(args).items()
              if k not in ('worker', 'vs', 'pairs')]
+    python = args.tunix_python if worker == 'tunix' else sys.executable
     self.process = subprocess.Popen(
-        [sys.executable, '-m', f'benchmarks.{name}', '--worker', worker,
+        [python, '-m', f'benchmarks.{name}', '--worker', worker,
          *flags], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         cwd=pathlib.Path(__file__).parents[1])
     print(f'{worker}: warming up', file=sys.stderr)
     self._read()
 
-  def run(self) -> float:
+  def run(self) -> dict:
     self.process.stdin.write('run\n')
     self.process.stdin.flush()
-    return self._read()['seconds']
+    return self._read()
 
   def close(self) -> dict:
     self.process.stdin.close()
@@ -137,7 +144,10 @@ def _serve(prepare, args) -> None:
   for _ in sys.stdin:
     began = time.perf_counter()
     run()
-    _say({'seconds': time.perf_counter() - began})
+    seconds = time.perf_counter() - began
+    # A shared machine's speed drifts: each run is held against the peak of
+    # its own moment.
+    _say({'seconds': seconds, **_rates()})
   _say(_device())
 
 
@@ -150,21 +160,30 @@ ACCELERATORS = {'H100': (989e12, 3.35e12), 'H200': (989e12, 4.8e12),
                 'A100': (312e12, 2.04e12)}
 
 
+def _rates() -> dict:
+  """Peak operations and bytes a second of what this worker runs on."""
+  if 'jax' not in sys.modules:
+    return {}
+  import jax
+  device = jax.devices()[0]
+  if device.platform == 'cpu':
+    return {'peak': _matmul_rate(), 'bandwidth': 0.0}
+  known = next((v for k, v in ACCELERATORS.items()
+                if k in device.device_kind), (float('nan'), float('nan')))
+  return {'peak': known[0], 'bandwidth': known[1]}
+
+
 def _device() -> dict:
-  """Peak memory, name and speed of what this worker ran on."""
+  """Name and peak memory of what this worker ran on."""
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
   if 'jax' not in sys.modules:
     return {'peak_bytes': peak}
   import jax
   device = jax.devices()[0]
   if device.platform == 'cpu':
-    return {'peak_bytes': peak, 'device': _cpu(), 'peak': _matmul_rate(),
-            'bandwidth': 0.0}
-  known = next((v for k, v in ACCELERATORS.items()
-                if k in device.device_kind), (float('nan'), float('nan')))
+    return {'peak_bytes': peak, 'device': _cpu()}
   return {'peak_bytes': device.memory_stats()['peak_bytes_in_use'],
-          'device': device.device_kind, 'peak': known[0],
-          'bandwidth': known[1]}
+          'device': device.device_kind}
 
 
 def _cpu() -> str:

@@ -3,11 +3,12 @@
   python -m benchmarks.sampler --vs hf
   python -m benchmarks.sampler --vs hf --prompts=64 --group=1
 
-Peer: transformers' generate on torch, same weights, prompts and numbers of
-tokens. Every sample runs to --new tokens: no token ends it.
+Peers, on the same weights, prompts and numbers of tokens: transformers'
+generate on torch, google-tunix's sampler (see tunix_peer.py). Every sample
+runs to --new tokens: no token ends it.
 """
 
-from benchmarks import engine, harness
+from benchmarks import engine, harness, tunix_peer
 
 OPTIONS = {'prompts': 8, 'group': 8, 'prompt': 128, 'new': 64}
 
@@ -59,4 +60,5 @@ def describe(args):
 
 
 if __name__ == '__main__':
-  harness.main('sampler', {'ours': ours, 'hf': hf}, OPTIONS, describe)
+  harness.main('sampler', {'ours': ours, 'hf': hf,
+                           'tunix': tunix_peer.sampler}, OPTIONS, describe)

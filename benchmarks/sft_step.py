@@ -2,13 +2,15 @@
 
   python -m benchmarks.sft_step --vs torch
 
-Every token of every row is predicted. Peer: transformers on torch with
-AdamW, same weights and rows, at its own best micro-batch (--torch_micro).
+Every token of every row is predicted. Peers, on the same weights and rows,
+each at its own best micro-batch: transformers on torch with AdamW,
+google-tunix's trainer (see tunix_peer.py).
 """
 
-from benchmarks import engine, harness
+from benchmarks import engine, harness, tunix_peer
 
-OPTIONS = {'rows': 16, 'length': 256, 'micro': 4, 'torch_micro': 4}
+OPTIONS = {'rows': 16, 'length': 256, 'micro': 4, 'torch_micro': 4,
+           'tunix_micro': 4}
 
 
 def ours(args):
@@ -44,4 +46,5 @@ def describe(args):
 
 
 if __name__ == '__main__':
-  harness.main('sft_step', {'ours': ours, 'torch': torch}, OPTIONS, describe)
+  harness.main('sft_step', {'ours': ours, 'torch': torch,
+                            'tunix': tunix_peer.sft}, OPTIONS, describe)
