@@ -9,7 +9,6 @@ HERE = pathlib.Path(__file__).parent
 REQUIRED = [
     'absl-py>=2.1',
     'aiohttp>=3.9',
-    'aiolimiter>=1.1',
     'flax>=0.10',
     'google-genai>=1.0',
     'grain>=0.2.3',
@@ -35,7 +34,6 @@ EXTRAS = {
     'tpu': ['jax[tpu]'],
     'cuda': ['jax[cuda12]'],
     'anthropic': ['anthropic>=0.40'],
-    'openai': ['openai>=1.50'],
     # gguf turns a packaged GGUF model into a guide directory; the server
     # itself is fetched by launch/local_core.sh, which knows its traps.
     'local': ['gguf>=0.17'],

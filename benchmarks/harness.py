@@ -181,12 +181,12 @@ def _device() -> dict:
   import jax
   device = jax.devices()[0]
   if device.platform == 'cpu':
-    return {'peak_bytes': peak, 'device': _cpu()}
+    return {'peak_bytes': peak, 'device': cpu()}
   return {'peak_bytes': device.memory_stats()['peak_bytes_in_use'],
           'device': device.device_kind}
 
 
-def _cpu() -> str:
+def cpu() -> str:
   lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
   return next((x.partition(':')[2].strip() for x in lines
                if x.startswith('model name')), platform.processor())

@@ -27,12 +27,16 @@ VARIANTS = {
 }
 STAGES = ('collect', 'sft', 'rl', 'evaluate', 'export')
 
+CORES = ('core', 'teacher', 'judge', 'large_core')
+
 # Fields that may differ when a workdir is used again.
-RESUMABLE = ('stages', 'budget_usd', 'compilation_cache', 'core.concurrency',
-             'core.requests_per_minute', 'core.attempts', 'core.timeout_s',
-             'core.deadline_s', 'evaluate', 'export', 'large_core',
-             'sft.checkpoint_every', 'rl.checkpoint_every', 'rl.show_every',
-             'rl.deadline_s', 'rl.max_lost_fraction', 'mesh.hosts')
+RESUMABLE = ('stages', 'budget_usd', 'grader_processes', 'compilation_cache',
+             'evaluate', 'export', 'large_core', 'sft.checkpoint_every',
+             'rl.checkpoint_every', 'rl.show_every', 'rl.deadline_s',
+             'rl.max_lost_fraction', 'mesh.hosts',
+             *(f'{core}.{field}' for core in CORES for field in (
+                 'min_concurrency', 'concurrency', 'requests_per_minute',
+                 'tokens_per_minute', 'attempts', 'timeout_s', 'deadline_s')))
 
 
 def core_section(name: str) -> ml_collections.ConfigDict:
@@ -43,14 +47,18 @@ def core_section(name: str) -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(dict(
       name=name,  # 'provider:model' or 'provider:model@http://host:port/v1'
       temperature=0.0,
-      max_tokens=512,
+      max_tokens=512,  # of a reply, thoughts included
+      thinking='',  # tokens (Gemini, Claude) or effort (GPT); '': its default
       stop=(),
       shots=0,  # worked examples in the prompt, the same for all systems
       samples_alone=1,  # draws behind "the core alone" (4 or more at T > 0)
       usd_per_1m_input=placeholder(float),
       usd_per_1m_output=placeholder(float),
+      usd_per_1m_cached=placeholder(float),  # of input; None: as other input
+      min_concurrency=1,  # calls at once adapt between these two
       concurrency=16,
       requests_per_minute=0,  # 0: no limit
+      tokens_per_minute=0,  # in and out; 0: no limit
       attempts=5,
       timeout_s=60.0,  # one try
       deadline_s=300.0,  # all tries together
@@ -63,6 +71,7 @@ def default_config() -> ml_collections.ConfigDict:
       seed=0,
       stages='collect,sft:base,sft,rl:advisor,rl,evaluate',
       budget_usd=0.0,  # hard limit over all runs of the workdir; 0: none
+      grader_processes=2,  # that judge replies
       compilation_cache='~/.cache/exectune_jax/xla',  # '': off
       core=core_section('toy:small'),
       teacher=core_section('scripted'),
@@ -199,14 +208,13 @@ def validate(config) -> None:
   _same_fields(config, default_config(), '')
   for stage in filter(None, config.stages.split(',')):
     variant(config, stage.strip())
-  cores = ('core', 'teacher', 'judge', 'large_core')
-  positive = [f'{core}.{field}' for core in cores for field in (
-      'concurrency', 'attempts', 'max_tokens', 'timeout_s', 'deadline_s',
-      'samples_alone')]
+  positive = [f'{core}.{field}' for core in CORES for field in (
+      'min_concurrency', 'concurrency', 'attempts', 'max_tokens', 'timeout_s',
+      'deadline_s', 'samples_alone')]
   positive += ('rl.steps rl.groups sft.steps sft.batch_size '
                'guide.max_new_tokens guide.max_prompt_tokens '
                'collect.problems rl.temperature rl.checkpoint_every '
-               'evaluate.batch_size sft.checkpoint_every '
+               'evaluate.batch_size sft.checkpoint_every grader_processes '
                'rl.deadline_s rl.tis_cap optim.clip_norm').split()
   for field in positive:
     if read(config, field) <= 0:
@@ -215,7 +223,9 @@ def validate(config) -> None:
                 'task.validation_size task.test_size sft.examples rl.kl '
                 'sft.base_examples evaluate.alpha_samples budget_usd '
                 'rl.max_staleness mesh.hosts guide.lora_rank '
-                'sft.row_length').split():
+                'sft.row_length').split() + [
+                    f'{core}.{field}' for core in CORES for field in (
+                        'requests_per_minute', 'tokens_per_minute')]:
     if read(config, field) < 0:
       raise UserError(f'{field}={read(config, field)}: must be 0 or more')
   if not sum(config.collect.styles.values()) > 0:

@@ -60,13 +60,21 @@ class Strategy:
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-  """The core's reply. finish: 'stop', 'length' or 'refused'."""
+  """The core's reply. finish: 'stop', 'length' or 'refused'.
+
+  cached_tokens: of the input, read from the provider's cache.
+  thinking_tokens: of the output, not shown.
+  estimated: the server did not say how many tokens; ours is a guess.
+  """
   text: str
   finish: str
   input_tokens: int
   output_tokens: int
   usd: float
   latency_s: float
+  cached_tokens: int = 0
+  thinking_tokens: int = 0
+  estimated: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,26 +123,29 @@ class Episode:
             and self.verdict.correct)
 
 
-def to_dict(episode: Episode) -> dict:
-  """Plain JSON-ready view of an episode, for logs and checkpoints."""
-  return dataclasses.asdict(episode)
+def to_dict(record) -> dict:
+  """Plain JSON-ready view of a record, for logs, checkpoints, graders."""
+  return dataclasses.asdict(record)
+
+
+def problem_from(data: Mapping) -> Problem:
+  """Inverse of `to_dict` (also after a trip through JSON)."""
+  return Problem(**{
+      **data, 'plan': tuple(PlanStep(**s) for s in data['plan']),
+      'tags': tuple(data['tags'])})
 
 
 def from_dict(data: Mapping) -> Episode:
-  """Inverse of `to_dict` (also after a trip through JSON)."""
+  """Inverse of `to_dict`, for episodes."""
   def build(cls, value, **fields):
     return None if value is None else cls(**{**value, **fields})
 
-  problem = data['problem']
-  problem = Problem(**{
-      **problem, 'plan': tuple(PlanStep(**s) for s in problem['plan']),
-      'tags': tuple(problem['tags'])})
   strategy = data['strategy']
   if strategy is not None:
     strategy = build(Strategy, strategy, tokens=tuple(strategy['tokens']),
                      logprobs=tuple(strategy['logprobs']))
   return Episode(**{
-      **data, 'problem': problem, 'strategy': strategy,
+      **data, 'problem': problem_from(data['problem']), 'strategy': strategy,
       'execution': build(Execution, data['execution']),
       'verdict': build(Verdict, data['verdict']),
       'reward': build(Reward, data['reward'])})

@@ -18,11 +18,15 @@ from ml_collections import config_flags
 
 from exectune_jax import config as config_lib
 from exectune_jax import interrupt, progress
+from exectune_jax.cores import estimate
 from exectune_jax.errors import Stopped, UsageError, UserError
 
 CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, with arguments after a colon.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where results are kept.')
+_ESTIMATE_ONLY = flags.DEFINE_bool(
+    'estimate_only', False, 'Print what the stages will ask of the cores, and '
+    'what that costs; run nothing.')
 
 
 def main(argv):
@@ -35,6 +39,9 @@ def main(argv):
   for stage in filter(None, (s.strip() for s in config.stages.split(','))):
     name, staged = config_lib.variant(config, stage)
     progress.console.rule(stage)
+    if _ESTIMATE_ONLY.value:
+      estimate.show(staged, name, workdir)
+      continue
     module = importlib.import_module(f'exectune_jax.stages.{name}')
     module.run(staged, workdir)
     hosts.barrier(stage)

@@ -43,7 +43,7 @@ def test_host_side_never_touches_an_accelerator(path):
 def test_workers_and_cores_do_not_load_jax():
   code = ('import sys; import exectune_jax.cores.service, '
           'exectune_jax.rewards.collector, exectune_jax.tasks.word_problems, '
-          'exectune_jax.tasks.math_worker, exectune_jax.cores.gemini, '
+          'exectune_jax.rewards.grader_worker, exectune_jax.cores.gemini, '
           'exectune_jax.cores.openai, exectune_jax.report.page; '
           'sys.exit("jax" in sys.modules)')
   assert subprocess.run([sys.executable, '-c', code]).returncode == 0

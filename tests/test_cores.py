@@ -1,19 +1,14 @@
 """Ledger and client, with scripted cores."""
 
 import asyncio
-import os
-import signal
-import subprocess
-import sys
-import threading
 import time
 
 import pytest
 
-from exectune_jax.cores.base import (CoreReply, CoreRequest, FatalError,
+from exectune_jax.cores import prices, service
+from exectune_jax.cores.base import (CoreReply, CoreRequest, FatalError, Price,
                                      RequestError, RetryableError,
                                      UnreachableError)
-from exectune_jax.cores import prices, service
 from exectune_jax.cores.client import CoreClient
 from exectune_jax.cores.ledger import Ledger
 from exectune_jax.errors import BudgetExhausted, Lost, UserError
@@ -22,7 +17,7 @@ from exectune_jax.errors import BudgetExhausted, Lost, UserError
 class Scripted:
   """Plays a list of replies and errors; the last one for ever."""
 
-  name, usd_per_1m = 'scripted:core', (1.0, 2.0)
+  name, price = 'scripted:core', Price(1.0, 2.0)
 
   def __init__(self, *script, delay=0.0):
     self.script, self.delay, self.times = list(script), delay, []
@@ -149,6 +144,64 @@ def test_server_that_dies_later_loses_calls_only(config, ledger):
   assert isinstance(outcomes[1], Lost)
 
 
+def test_what_a_failed_try_cost_is_on_the_bill(config, ledger):
+  core = Scripted(RetryableError('no finish', 0.0, usd=0.5),
+                  RetryableError('cut', 0.0), RetryableError('429', 0.0,
+                                                             usd=0.0), reply())
+  assert play(core, ledger, config.core, request()) == [reply()]
+  assert ledger.spent_usd == 0.75
+  failed = ledger.rows('SELECT reason, usd FROM failed')
+  assert [tuple(r) for r in failed] == [('no finish', 0.5), ('cut', None),
+                                        ('429', 0.0)]
+
+
+def test_two_clients_of_one_core_pay_once(config, ledger):
+  core = Scripted(reply(), delay=0.1)
+  async def run():
+    clients = [CoreClient(core, ledger, config.core, s) for s in 'ab']
+    return await asyncio.gather(*[c.call(request()) for c in clients])
+  assert asyncio.run(run()) == [reply()] * 2
+  assert len(core.times) == 1
+
+
+def test_an_overloaded_core_is_asked_less(config, ledger):
+  config.core.concurrency = 8
+  core = Scripted(RetryableError('429', 0.0, overload=True), reply())
+  async def run():
+    client = CoreClient(core, ledger, config.core, 'test')
+    await client.call(request())
+    return client.limit
+  limit = asyncio.run(run())
+  assert limit.cuts == 1
+  assert limit.limit == pytest.approx(8 * 0.7)
+
+
+def test_teacher_and_core_of_one_provider_share_a_limit(config, tmp_path):
+  config.core.update(name='openai:a@http://h/v1', concurrency=4,
+                     usd_per_1m_input=1.0, usd_per_1m_output=1.0)
+  config.teacher.update(name='openai:b@http://h/v1', concurrency=9,
+                        usd_per_1m_input=1.0, usd_per_1m_output=1.0)
+  config.judge.update(name='openai:b@http://other/v1',
+                      usd_per_1m_input=1.0, usd_per_1m_output=1.0)
+  with service.CoreService(config, tmp_path, 'test') as cores:
+    core, teacher, judge = (cores.client(n).limit
+                            for n in ('core', 'teacher', 'judge'))
+  assert core is teacher is not judge
+  assert core.high == 9
+
+
+def test_tokens_a_minute_are_reserved_then_settled(config, ledger):
+  """Each call reserves 4 + 16 tokens and uses 12: 600 a minute let 40
+  through at once where the reservations alone would let 30."""
+  config.core.update(tokens_per_minute=600, concurrency=1)
+  core = Scripted(reply())
+  began = time.monotonic()
+  play(core, ledger, config.core, *[request(str(i)) for i in range(40)])
+  assert time.monotonic() - began < 0.5
+  play(core, ledger, config.core, request('x'))
+  assert len(core.times) == 41
+
+
 def test_concurrency_is_bounded(config, ledger):
   config.core.concurrency = 3
   core = Scripted(reply(), delay=0.01)
@@ -195,79 +248,23 @@ def test_a_stop_buys_nothing_more_and_keeps_what_was_bought(config, tmp_path,
   ledger.close()
 
 
-def test_calls_in_flight_are_reserved(tmp_path):
-  ledger = Ledger(tmp_path / 'l.sqlite', budget_usd=1.0)
-  ledger.reserve(0.7)
-  with pytest.raises(BudgetExhausted, match='budget_usd=1'):
-    ledger.reserve(0.4)
-  ledger.release(0.7)
-  ledger.reserve(0.4)
-  ledger.close()
-
-
-_KILLED = """
-import sys
-from exectune_jax.cores.base import CoreReply, CoreRequest
-from exectune_jax.cores.ledger import Ledger
-ledger = Ledger(sys.argv[1])
-for i in range(10**6):
-  r = CoreRequest((('user', str(i)),), 0.0, 1)
-  ledger.put(r.key('c'), 'c', 's', r, CoreReply(str(i), 'stop', 1, 1, 1.0, 0.))
-  print(i, flush=True)
-"""
-
-
-def test_kill_nine_loses_nothing_committed(tmp_path):
-  path = tmp_path / 'l.sqlite'
-  child = subprocess.Popen([sys.executable, '-c', _KILLED, str(path)],
-                           stdout=subprocess.PIPE, text=True)
-  for line in child.stdout:
-    seen = int(line)
-    if seen >= 200:
-      break
-  os.kill(child.pid, signal.SIGKILL)
-  child.wait()
-  ledger = Ledger(path)
-  assert ledger.count() >= seen + 1
-  assert ledger.spent_usd == ledger.count()
-  key = CoreRequest((('user', str(seen)),), 0.0, 1).key('c')
-  assert ledger.get(key).text == str(seen)
-  ledger.close()
-
-
-def test_damaged_ledger_is_one_clear_error(tmp_path):
-  path = tmp_path / 'l.sqlite'
-  path.write_bytes(b'not a database' * 100)
-  with pytest.raises(UserError, match='l.sqlite'):
-    Ledger(path)
-
-
-def test_ledger_is_safe_across_threads(tmp_path):
-  ledger = Ledger(tmp_path / 'l.sqlite')
-  def work(n):
-    for i in range(50):
-      r = request(f'{i}')  # the same fifty from every thread
-      ledger.put(r.key('c'), 'c', 's', r, reply(str(n), usd=1.0))
-  threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
-  [t.start() for t in threads]
-  [t.join() for t in threads]
-  assert (ledger.count(), ledger.spent_usd) == (50, 50.0)
-  ledger.close()
-
-
 @pytest.mark.parametrize('name', ['', 'gpt-5', 'openai:', 'acme:model',
                                   'toy:medium'])
 def test_unknown_core_names(name):
   with pytest.raises(UserError, match='name='):
-    service.make_core(name, (0, 0))
+    service.make_core(name, Price(0, 0))
 
 
 def test_prices(config):
   config.core.name = 'gemini:gemini-2.5-flash'
-  assert prices.lookup(config.core, 'core') == (0.30, 2.50)
+  assert prices.lookup(config.core, 'core') == Price(0.30, 2.50, 0.03)
   config.core.usd_per_1m_input = 1.0
   config.core.usd_per_1m_output = 4.0
-  assert prices.lookup(config.core, 'core') == (1.0, 4.0)
+  assert prices.lookup(config.core, 'core') == Price(1.0, 4.0)
+  config.core.usd_per_1m_cached = 0.5
+  # 70 tokens at 1, 30 cached ones at 0.5, 10 at 4 dollars a million
+  assert prices.lookup(config.core, 'core').dollars(
+      100, 10, 30) == pytest.approx((70 + 15 + 40) / 1e6)
   config.judge.name = 'openai:unheard-of'
   with pytest.raises(UserError, match='judge.usd_per_1m_input'):
     prices.lookup(config.judge, 'judge')

@@ -6,8 +6,9 @@ import json
 import pytest
 from aiohttp import web
 
-from exectune_jax.cores.base import (CoreRequest, FatalError, RequestError,
-                                     RetryableError, UnreachableError)
+from exectune_jax.cores.base import (CoreRequest, FatalError, Price,
+                                     RequestError, RetryableError,
+                                     UnreachableError)
 from exectune_jax.cores.gemini import GeminiCore
 from exectune_jax.cores.openai import OpenAICore
 from exectune_jax.errors import UserError
@@ -66,11 +67,11 @@ def call(make):
 
 
 def openai(url):
-  return OpenAICore('m', url + '/v1', (1.0, 10.0))
+  return OpenAICore('m', url + '/v1', Price(1.0, 10.0))
 
 
 def gemini(url):
-  return GeminiCore('m', url, (1.0, 10.0))
+  return GeminiCore('m', url, Price(1.0, 10.0))
 
 
 def chat(content='4', reason='stop', refusal=None, usage=True):
@@ -163,7 +164,7 @@ def test_http_errors_are_classified(make, status, error):
     (openai, answer(text='<html>busy</html>')),
     (openai, answer(text='{"choices": [')), (openai, answer(body={})),
     (openai, answer(body=[])), (openai, answer(body=chat(reason=None))),
-    (openai, answer(body=chat(usage=False))), (openai, reset),
+    (openai, reset),
     (openai, answer(body=chat(content=None))),
     (openai, answer(text='[' * 5000)),
     (gemini, answer(body={'candidates': 3})),
@@ -188,6 +189,28 @@ def test_gemini_says_400_for_a_wrong_key():
     serve(answer(400, body), call(gemini))
 
 
+def test_cached_and_thinking_tokens_are_read():
+  body = chat()
+  body['usage'].update(prompt_tokens_details={'cached_tokens': 40},
+                       completion_tokens_details={'reasoning_tokens': 6})
+  reply, _ = serve(answer(body=body), call(lambda url: OpenAICore(
+      'm', url, Price(1.0, 10.0, 0.1))))
+  assert (reply.cached_tokens, reply.thinking_tokens) == (40, 6)
+  assert reply.usd == pytest.approx((60 * 1 + 40 * 0.1 + 10 * 10) / 1e6)
+  reply, _ = serve(answer(body=candidate()), call(gemini))
+  assert reply.thinking_tokens == 3
+
+
+def test_gemini_says_in_the_body_when_to_come_back():
+  body = {'error': {'code': 429, 'message': 'quota', 'status': 'X', 'details': [
+      {'@type': 'type.googleapis.com/google.rpc.RetryInfo',
+       'retryDelay': '34s'}]}}
+  with pytest.raises(RetryableError) as caught:
+    serve(answer(429, body), call(gemini))
+  assert caught.value.retry_after_s == 34.0
+  assert caught.value.overload
+
+
 def test_retry_after_is_read():
   with pytest.raises(RetryableError) as caught:
     serve(answer(429, {}, headers={'Retry-After': '7'}), call(openai))
@@ -203,6 +226,6 @@ def test_nobody_listens(make):
 def test_missing_keys_name_the_variable(monkeypatch):
   monkeypatch.delenv('GEMINI_API_KEY')
   with pytest.raises(UserError, match='GEMINI_API_KEY'):
-    GeminiCore('m', '', (0, 0))
+    GeminiCore('m', '', Price(0, 0))
   with pytest.raises(UserError, match='OPENAI_API_KEY'):
-    OpenAICore('m', '', (0, 0))
+    OpenAICore('m', '', Price(0, 0))

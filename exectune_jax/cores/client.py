@@ -8,14 +8,19 @@ already in the ledger, or raises Lost.
 from __future__ import annotations
 
 import asyncio
+import time
 
-import aiolimiter
 import tenacity
 
 from exectune_jax.cores import base
 from exectune_jax.cores.base import Core, CoreReply, CoreRequest
 from exectune_jax.cores.ledger import Ledger
+from exectune_jax.cores.limits import Bucket, Concurrency
 from exectune_jax.errors import Lost, UserError
+
+
+class _Elsewhere(Exception):  # noqa: N818
+  """Another client or process is at this very call."""
 
 
 class CoreClient:
@@ -24,21 +29,24 @@ class CoreClient:
   Args:
     core: the adapter.
     ledger: where replies are kept.
-    settings: a core section of the config (concurrency, attempts,
-      timeout_s for one try, deadline_s for all, requests_per_minute).
+    settings: a core section of the config (attempts, timeout_s for one try,
+      deadline_s for all, requests_per_minute, tokens_per_minute).
     stage: written beside each reply, for the bill.
     field: the config section's name, for error messages.
+    limit: shared by all clients of a provider.
   """
 
   def __init__(self, core: Core, ledger: Ledger, settings, stage: str,
-               field: str = 'core'):
+               field: str = 'core', limit: Concurrency | None = None):
     self.core, self.ledger, self.settings = core, ledger, settings
     self.stage, self.field = stage, field
+    self.limit = limit or Concurrency(settings.min_concurrency,
+                                      settings.concurrency)
     self._flying: dict[str, asyncio.Task] = {}
     self._paying: set[str] = set()  # past the queue: at the core now
-    self._slots = asyncio.Semaphore(settings.concurrency)
-    self._rate = (aiolimiter.AsyncLimiter(settings.requests_per_minute, 60)
-                  if settings.requests_per_minute else None)
+    self._requests, self._tokens = (
+        Bucket(n) if n else None
+        for n in (settings.requests_per_minute, settings.tokens_per_minute))
     self._answered = False
     self._closing = False
 
@@ -67,30 +75,24 @@ class CoreClient:
       task.exception()  # seen, even if every waiter has given up
 
   async def _fly(self, key: str, request: CoreRequest) -> CoreReply:
-    worst = base.dollars(self.core.usd_per_1m, _token_bound(request),
-                         request.max_tokens)
-    async with self._slots:
-      if self._closing:  # queued behind a stop: buy nothing more
-        raise Lost('stopped')
-      self.ledger.reserve(worst)
-      self._paying.add(key)
+    while True:
       try:
-        reply = await self._with_retries(request)
-        self.ledger.put(key, self.core.name, self.stage, request, reply)
+        return await self._with_retries(key, request)
+      except _Elsewhere:
+        await asyncio.sleep(0.1)
+      reply = self.ledger.get(key)
+      if reply is not None:
         return reply
-      finally:
-        self._paying.discard(key)
-        self.ledger.release(worst)
 
-  async def _with_retries(self, request: CoreRequest) -> CoreReply:
+  async def _with_retries(self, key: str, request: CoreRequest) -> CoreReply:
     s = self.settings
     retrying = tenacity.AsyncRetrying(
         stop=tenacity.stop_after_attempt(s.attempts),
         wait=_wait, reraise=True,
         retry=tenacity.retry_if_exception_type(base.RetryableError))
     try:
-      async with asyncio.timeout(s.deadline_s):
-        reply = await retrying(self._once, request)
+      async with asyncio.timeout(None) as clock:  # runs from the first try
+        reply = await retrying(self._once, key, request, clock)
     except base.FatalError as e:
       raise UserError(f"{self.field}.name='{self.core.name}': {e}; check the "
                       'model name and the API key in the environment') from e
@@ -106,17 +108,60 @@ class CoreClient:
     self._answered = True
     return reply
 
-  async def _once(self, request: CoreRequest) -> CoreReply:
-    if self._closing:
-      raise base.RequestError('stopped')
-    if self._rate:
-      await self._rate.acquire()
+  async def _once(self, key, request, clock: asyncio.Timeout) -> CoreReply:
+    """One try, from the queue to the ledger."""
+    async with self.limit.slot(urgent=clock.when() is not None):
+      if clock.when() is None:
+        clock.reschedule(asyncio.get_running_loop().time()
+                         + self.settings.deadline_s)
+      reserved = await self._reserve(request)
+      if self._closing:  # queued behind a stop: buy nothing more
+        raise base.RequestError('stopped')
+      self._begin(key, request)
+      reply = await self._at_core(key, request)
+      if self._tokens:
+        self._tokens.correct(reserved,
+                             reply.input_tokens + reply.output_tokens)
+      return reply
+
+  async def _reserve(self, request) -> float:
+    """Waits until the rates allow one more request; returns its tokens."""
+    if self._requests:
+      await self._requests.take(1)
+    return await self._tokens.take(
+        sum(base.guess_tokens(text) for _, text in request.messages)
+        + request.max_tokens) if self._tokens else 0.0
+
+  def _begin(self, key, request) -> None:
+    worst = self.core.price.dollars(_token_bound(request), request.max_tokens)
+    if not self.ledger.begin(key, self.core.name, self.stage, worst):
+      raise _Elsewhere
+    self._paying.add(key)
+
+  async def _at_core(self, key, request) -> CoreReply:
+    """The paid part: ends in the ledger, whatever happens."""
+    began = time.monotonic()
     try:
-      async with asyncio.timeout(self.settings.timeout_s):
-        return await self.core.generate(request)
-    except TimeoutError as e:
-      raise base.RetryableError(
-          f'{self.core.name}: no reply in {self.settings.timeout_s:g} s') from e
+      try:
+        async with asyncio.timeout(self.settings.timeout_s):
+          reply = await self.core.generate(request)
+      except TimeoutError as e:
+        raise base.RetryableError(
+            f'{self.core.name}: no reply in {self.settings.timeout_s:g} s'
+        ) from e
+      self.ledger.put(key, self.core.name, self.stage, request, reply)
+      self.limit.succeeded()
+      return reply
+    except BaseException as e:
+      rejected = isinstance(e, (base.RequestError, base.FatalError))
+      self.ledger.fail(key, self.core.name, self.stage,
+                       str(e) or 'given up while in flight',
+                       0.0 if rejected else getattr(e, 'usd', None))
+      if getattr(e, 'overload', False):
+        self.limit.overloaded(e.retry_after_s, time.monotonic() - began)
+      raise
+    finally:
+      self._paying.discard(key)
 
   def stop(self) -> None:
     """No new calls and no more retries from now on."""

@@ -11,7 +11,7 @@ import time
 import aiohttp
 
 from exectune_jax.cores import base
-from exectune_jax.cores.base import CoreReply, CoreRequest
+from exectune_jax.cores.base import CoreReply, CoreRequest, Price, Usage
 from exectune_jax.errors import UserError
 
 _REFUSALS = {'SAFETY', 'RECITATION', 'BLOCKLIST', 'PROHIBITED_CONTENT', 'SPII'}
@@ -20,15 +20,19 @@ _REFUSALS = {'SAFETY', 'RECITATION', 'BLOCKLIST', 'PROHIBITED_CONTENT', 'SPII'}
 class GeminiCore:
   """Model `model`; `url` replaces Google's address (a proxy, a test)."""
 
-  def __init__(self, model: str, url: str, usd_per_1m: tuple[float, float]):
+  def __init__(self, model: str, url: str, price: Price, thinking: str = ''):
     self.name = f'gemini:{model}' + (f'@{url}' if url else '')
-    self.usd_per_1m = usd_per_1m
+    self.price = price
     self._model, self._url = model, url
     self._key = (os.environ.get('GEMINI_API_KEY')
                  or os.environ.get('GOOGLE_API_KEY'))
     if not self._key:
-      raise UserError(f"core.name='{self.name}': set GEMINI_API_KEY in the "
+      raise UserError(f"name='{self.name}': set GEMINI_API_KEY in the "
                       'environment')
+    if thinking and not thinking.isdecimal():
+      raise UserError(f"thinking='{thinking}': for Gemini it is a number of "
+                      'tokens, 0 for none')
+    import google.genai  # noqa: F401 a second, which no call should pay
     self._client = None
 
   async def generate(self, request: CoreRequest) -> CoreReply:
@@ -52,44 +56,62 @@ class GeminiCore:
               system_instruction=system or None,
               temperature=request.temperature,
               max_output_tokens=request.max_tokens,
-              stop_sequences=list(request.stop) or None))
+              stop_sequences=list(request.stop) or None,
+              thinking_config=types.ThinkingConfig(
+                  thinking_budget=int(request.thinking))
+              if request.thinking else None))
     except errors.APIError as e:
       if e.code == 400 and 'api key' in (e.message or '').lower():
         raise base.FatalError(f'{self.name}: {e.message}') from e
-      raise base.classify_status(e.code or 500, e.message or '',
-                                 self.name) from e
+      raise base.classify_status(e.code or 500, e.message or '', self.name,
+                                 _retry_after(e)) from e
     except aiohttp.ClientConnectorError as e:
       raise base.UnreachableError(f'cannot connect: {e.host}') from e
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError, TypeError,
             LookupError, AttributeError) as e:
       # the last four: not JSON, not text, or not Gemini's schema
       raise base.RetryableError(f'{self.name}: {type(e).__name__}') from e
-    return self._reply(response, time.monotonic() - start)
-
-  def _reply(self, response, latency_s: float) -> CoreReply:
-    usage = response.usage_metadata
-    n_in = (usage.prompt_token_count or 0) if usage else 0
-    # Thinking is billed as output.
-    n_out = ((usage.candidates_token_count or 0)
-             + (usage.thoughts_token_count or 0)) if usage else 0
-    feedback = response.prompt_feedback
-    reason, text = None, ''
-    if response.candidates:
-      candidate = response.candidates[0]
-      reason = getattr(candidate.finish_reason, 'value',
-                       candidate.finish_reason)
-      parts = (candidate.content.parts or []) if candidate.content else []
-      text = ''.join(p.text or '' for p in parts if not p.thought)
-    if (feedback and feedback.block_reason) or reason in _REFUSALS:
-      finish = 'refused'
-    elif reason in ('STOP', 'MAX_TOKENS'):
-      finish = 'stop' if reason == 'STOP' else 'length'
-    else:
-      raise base.RetryableError(f'{self.name}: empty reply, '
-                                f'finish_reason={reason}')
-    return CoreReply(base.clean(text), finish, n_in, n_out,
-                     base.dollars(self.usd_per_1m, n_in, n_out), latency_s)
+    text, finish, usage = _read(response)
+    if finish not in ('stop', 'length', 'refused'):
+      raise base.RetryableError(f'{self.name}: incomplete reply, finish '
+                                f'{finish!r}', usd=usage.dollars(self.price))
+    return base.make_reply(request, text, finish, usage, self.price,
+                           time.monotonic() - start)
 
   async def close(self) -> None:
     if self._client is not None:
       await self._client.aio.aclose()
+
+
+def _read(response) -> tuple[str, str | None, Usage]:
+  """(text, finish, usage); a finish that is none of ours is no answer."""
+  used = response.usage_metadata
+  thought = (used.thoughts_token_count or 0) if used else 0
+  written = used.candidates_token_count if used else None
+  if used and written is None and used.prompt_token_count is not None:
+    written = 0  # blocked, or all of it thoughts
+  usage = Usage.read(
+      used.prompt_token_count if used else None,
+      None if written is None else written + thought,  # both are billed
+      used.cached_content_token_count if used else 0, thought)
+  finish, text = None, ''
+  if response.candidates:
+    candidate = response.candidates[0]
+    reason = getattr(candidate.finish_reason, 'value',
+                     candidate.finish_reason)
+    finish = {'STOP': 'stop', 'MAX_TOKENS': 'length'}.get(reason, reason)
+    parts = (candidate.content.parts or []) if candidate.content else []
+    text = ''.join(p.text or '' for p in parts if not p.thought)
+  blocked = response.prompt_feedback and response.prompt_feedback.block_reason
+  return text, 'refused' if blocked or finish in _REFUSALS else finish, usage
+
+
+def _retry_after(error) -> str | None:
+  """The delay that Google puts into the body, as '34s', or the header."""
+  try:
+    for detail in error.details['error']['details']:
+      if detail.get('@type', '').endswith('RetryInfo'):
+        return detail['retryDelay']
+    return error.response.headers.get('Retry-After')
+  except (AttributeError, LookupError, TypeError):
+    return None

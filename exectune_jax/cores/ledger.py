@@ -1,13 +1,20 @@
 """Every reply that was ever paid for: cache, bill and resume state in one.
 
 One SQLite file in WAL mode. A reply is committed before anyone sees it, so
-a crash never makes us pay twice. Safe to open from several processes.
+a crash never makes us pay twice. Several processes may share the file: a
+call that one of them has in flight is not made by another, and the budget
+counts what all of them have spent and have in flight.
+
+  python -m exectune_jax.cores.ledger show|spend|export DIR
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import pathlib
+import secrets
 import sqlite3
 import threading
 import time
@@ -19,9 +26,26 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS calls (
   key TEXT PRIMARY KEY, core TEXT, stage TEXT, created REAL, request TEXT,
   text TEXT, finish TEXT, input_tokens INTEGER, output_tokens INTEGER,
-  usd REAL, latency_s REAL) WITHOUT ROWID
+  usd REAL, latency_s REAL) WITHOUT ROWID;
 """
-_REPLY = 'text, finish, input_tokens, output_tokens, usd, latency_s'
+# What later versions added, one entry a version (PRAGMA user_version).
+_MIGRATIONS = ("""
+ALTER TABLE calls ADD COLUMN cached_tokens INTEGER DEFAULT 0;
+ALTER TABLE calls ADD COLUMN thinking_tokens INTEGER DEFAULT 0;
+ALTER TABLE calls ADD COLUMN estimated INTEGER DEFAULT 0;
+CREATE TABLE flights (
+  key TEXT PRIMARY KEY, owner TEXT, created REAL, core TEXT, stage TEXT,
+  usd REAL) WITHOUT ROWID;
+CREATE TABLE failed (
+  created REAL, core TEXT, stage TEXT, reason TEXT, usd REAL);
+CREATE TABLE total (usd REAL);
+INSERT INTO total SELECT COALESCE(SUM(usd), 0.0) FROM calls;
+""",)
+_REPLY = ('text, finish, input_tokens, output_tokens, usd, latency_s, '
+          'cached_tokens, thinking_tokens, estimated')
+KILLED = 'killed while in flight'
+
+_open: set[str] = set()  # owners of this process
 
 
 class Ledger:
@@ -35,70 +59,167 @@ class Ledger:
 
   def __init__(self, path: str | pathlib.Path, budget_usd: float = 0.0):
     self.path, self.budget_usd = pathlib.Path(path), budget_usd
-    self._lock = threading.Lock()
-    self._reserved = 0.0
+    self.owner = f'{os.getpid()}.{secrets.token_hex(4)}'
+    self._lock = threading.RLock()
     try:
       self._db = sqlite3.connect(self.path, timeout=30, isolation_level=None,
                                  check_same_thread=False)
       self._db.execute('PRAGMA journal_mode=WAL')
       self._db.execute('PRAGMA synchronous=NORMAL')
-      self._db.execute(_SCHEMA)
-      self._spent = self._db.execute(
-          'SELECT COALESCE(SUM(usd), 0) FROM calls').fetchone()[0]
     except sqlite3.Error as e:
-      raise UserError(f'ledger {self.path}: {e}; move the file away to start '
-                      'a new one') from e
+      raise self._error(e, 'move the file away to start a new one') from e
+    with self._transaction() as db:
+      db.execute(_SCHEMA)
+      version = db.execute('PRAGMA user_version').fetchone()[0]
+      for script in _MIGRATIONS[version:]:
+        for statement in filter(str.strip, script.split(';')):
+          db.execute(statement)
+      db.execute(f'PRAGMA user_version={len(_MIGRATIONS)}')
+      self._bury(db)
+    _open.add(self.owner)
 
   def get(self, key: str) -> CoreReply | None:
     with self._lock:
-      row = self._db.execute(f'SELECT {_REPLY} FROM calls WHERE key=?',
-                             (key,)).fetchone()
-    return CoreReply(*row) if row else None
+      try:
+        row = self._db.execute(f'SELECT {_REPLY} FROM calls WHERE key=?',
+                               (key,)).fetchone()
+      except sqlite3.Error as e:
+        raise self._error(e) from e
+    return CoreReply(*row[:-1], bool(row[-1])) if row else None
+
+  def begin(self, key: str, core: str, stage: str, worst_usd: float) -> bool:
+    """Notes that a try starts; False if somebody is at this call already.
+
+    Args:
+      worst_usd: the most that the try can cost, set aside until it ends.
+
+    Raises:
+      BudgetExhausted: it could pass the budget.
+    """
+    with self._transaction() as db:
+      held = db.execute('SELECT owner FROM flights WHERE key=?',
+                        (key,)).fetchone()
+      if held and _alive(held[0]):
+        return False
+      self._bury(db)
+      if self.budget_usd:
+        spent, flying = db.execute(
+            'SELECT usd, (SELECT COALESCE(SUM(usd), 0) FROM flights) '
+            'FROM total').fetchone()
+        if spent + flying + worst_usd > self.budget_usd:
+          raise BudgetExhausted(
+              f'budget_usd={self.budget_usd:g}: {spent:.4f} dollars are spent '
+              'and the next core call could exceed the budget; raise '
+              '--config.budget_usd and run the same command to go on')
+      db.execute('INSERT INTO flights VALUES (?,?,?,?,?,?)',
+                 (key, self.owner, time.time(), core, stage, worst_usd))
+    return True
 
   def put(self, key: str, core: str, stage: str, request: CoreRequest,
           reply: CoreReply) -> None:
-    """Commits a reply; the first one under a key stays."""
+    """Ends a try with a reply; the first one under a key stays."""
     row = (key, core, stage, time.time(),
            json.dumps(request.messages, ensure_ascii=False), reply.text,
            reply.finish, reply.input_tokens, reply.output_tokens, reply.usd,
-           reply.latency_s)
-    with self._lock:
-      try:
-        done = self._db.execute('INSERT OR IGNORE INTO calls VALUES '
-                                '(?,?,?,?,?,?,?,?,?,?,?)', row)
-      except sqlite3.Error as e:
-        raise UserError(f'ledger {self.path}: cannot write: {e}; free some '
-                        'space and run the same command again') from e
-      self._spent += reply.usd if done.rowcount else 0.0
+           reply.latency_s, reply.cached_tokens, reply.thinking_tokens,
+           int(reply.estimated))
+    with self._transaction('free some space and run the same command '
+                           'again') as db:
+      done = db.execute(
+          'INSERT OR IGNORE INTO calls (key, core, stage, created, request, '
+          f'{_REPLY}) VALUES ({",".join("?" * len(row))})', row)
+      if done.rowcount:
+        db.execute('UPDATE total SET usd = usd + ?', (reply.usd,))
+      db.execute('DELETE FROM flights WHERE key=?', (key,))
+
+  def fail(self, key: str, core: str, stage: str, reason: str,
+           usd: float | None) -> None:
+    """Ends a try without a reply.
+
+    usd: what it cost all the same; None where nobody can know.
+    """
+    with self._transaction() as db:
+      db.execute('DELETE FROM flights WHERE key=?', (key,))
+      self._lose(db, core, stage, reason, usd)
 
   @property
   def spent_usd(self) -> float:
-    """Dollars of all replies in the file when opened, and since by us."""
-    return self._spent
-
-  def reserve(self, usd: float) -> None:
-    """Sets dollars aside for a call in flight.
-
-    Raises:
-      BudgetExhausted: spent, reserved and this call would pass the budget.
-    """
+    """Dollars of all replies, and of failed tries where they are known."""
     with self._lock:
-      total = self._spent + self._reserved + usd
-      if self.budget_usd and total > self.budget_usd:
-        raise BudgetExhausted(
-            f'budget_usd={self.budget_usd:g}: {self._spent:.4f} dollars are '
-            'spent and the next core call could exceed the budget; raise '
-            '--config.budget_usd and run the same command to go on')
-      self._reserved += usd
-
-  def release(self, usd: float) -> None:
-    with self._lock:
-      self._reserved -= usd
+      try:
+        return self._db.execute('SELECT usd FROM total').fetchone()[0]
+      except sqlite3.Error as e:
+        raise self._error(e) from e
 
   def count(self) -> int:
     with self._lock:
       return self._db.execute('SELECT COUNT(*) FROM calls').fetchone()[0]
 
+  def rows(self, query: str, *values):
+    """Rows of a SELECT as sqlite3.Row, for reports."""
+    with self._lock:
+      cursor = self._db.cursor()
+      cursor.row_factory = sqlite3.Row
+      try:
+        return cursor.execute(query, values).fetchall()
+      except sqlite3.Error as e:
+        raise self._error(e) from e
+
   def close(self) -> None:
     with self._lock:
+      _open.discard(self.owner)
       self._db.close()
+
+  def _bury(self, db) -> None:
+    """Moves tries of processes that died to the failed ones."""
+    for key, owner, core, stage in db.execute(
+        'SELECT key, owner, core, stage FROM flights').fetchall():
+      if owner != self.owner and not _alive(owner):
+        db.execute('DELETE FROM flights WHERE key=?', (key,))
+        self._lose(db, core, stage, KILLED, None)
+
+  def _lose(self, db, core, stage, reason, usd) -> None:
+    db.execute('INSERT INTO failed VALUES (?,?,?,?,?)',
+               (time.time(), core, stage, reason[:500], usd))
+    if usd:
+      db.execute('UPDATE total SET usd = usd + ?', (usd,))
+
+  @contextlib.contextmanager
+  def _transaction(self, fix: str = 'mend the disk or move the file away'):
+    with self._lock:
+      try:
+        self._db.execute('BEGIN IMMEDIATE')
+        try:
+          yield self._db
+        except BaseException:
+          if self._db.in_transaction:
+            self._db.execute('ROLLBACK')
+          raise
+        self._db.execute('COMMIT')
+      except sqlite3.Error as e:
+        if self._db.in_transaction:  # a COMMIT that found the disk full
+          with contextlib.suppress(sqlite3.Error):
+            self._db.execute('ROLLBACK')
+        raise self._error(e, fix) from e
+
+  def _error(self, e, fix='move the file away to start a new one'):
+    return UserError(f'ledger {self.path}: {e}; {fix}')
+
+
+def _alive(owner: str) -> bool:
+  """Whether the process that opened a ledger under this name still runs."""
+  pid = int(owner.partition('.')[0])
+  if pid == os.getpid():
+    return owner in _open
+  try:
+    os.kill(pid, 0)
+  except ProcessLookupError:
+    return False
+  except PermissionError:
+    pass
+  return True
+
+
+if __name__ == '__main__':
+  from exectune_jax.cores import bill
+  bill.run()

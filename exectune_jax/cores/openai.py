@@ -1,8 +1,12 @@
-"""Any OpenAI-compatible server: OpenAI, vLLM, llama.cpp, ...
+"""OpenAI, and any server that speaks its chat completions: vLLM, llama.cpp.
 
-A thin aiohttp path: one POST to /chat/completions. The key comes from
-OPENAI_API_KEY for OpenAI itself and from EXECTUNE_CORE_API_KEY for any other
-server, so that the first is never sent to a stranger.
+  openai:MODEL            chat completions at OpenAI
+  openai:MODEL@URL        chat completions at another server
+  openai_responses:MODEL  the responses API at OpenAI (or @URL)
+
+A thin aiohttp path: one POST a call, a tenth of the SDK's work. The key
+comes from OPENAI_API_KEY for OpenAI itself and from EXECTUNE_CORE_API_KEY
+for any other server, so that the first is never sent to a stranger.
 """
 
 from __future__ import annotations
@@ -14,24 +18,30 @@ import time
 import aiohttp
 
 from exectune_jax.cores import base
-from exectune_jax.cores.base import CoreReply, CoreRequest
+from exectune_jax.cores.base import CoreReply, CoreRequest, Price, Usage
 from exectune_jax.errors import UserError
 
 OPENAI_URL = 'https://api.openai.com/v1'
+EFFORTS = ('none', 'minimal', 'low', 'medium', 'high', 'xhigh')
 
 
 class OpenAICore:
-  """Model `model` at `url` ('' for OpenAI itself)."""
+  """Model `model` at `url` ('' for OpenAI itself), chat completions."""
 
-  def __init__(self, model: str, url: str, usd_per_1m: tuple[float, float]):
-    self.name = f'openai:{model}' + (f'@{url}' if url else '')
-    self.usd_per_1m = usd_per_1m
+  provider, path = 'openai', '/chat/completions'
+
+  def __init__(self, model: str, url: str, price: Price, thinking: str = ''):
+    self.name = f'{self.provider}:{model}' + (f'@{url}' if url else '')
+    self.price = price
     self._model, self._url = model, (url or OPENAI_URL).rstrip('/')
     self._official = not url
+    if thinking and thinking not in EFFORTS:
+      raise UserError(f"thinking='{thinking}': for {self.name} it is an "
+                      f'effort: {", ".join(EFFORTS)}')
     variable = 'OPENAI_API_KEY' if self._official else 'EXECTUNE_CORE_API_KEY'
     self._key = os.environ.get(variable, '')
     if self._official and not self._key:
-      raise UserError(f"core.name='{self.name}': set {variable} in the "
+      raise UserError(f"name='{self.name}': set {variable} in the "
                       'environment')
     self._session: aiohttp.ClientSession | None = None
 
@@ -42,7 +52,7 @@ class OpenAICore:
           headers=headers, connector=aiohttp.TCPConnector(limit=0))
     start = time.monotonic()
     try:
-      async with self._session.post(f'{self._url}/chat/completions',
+      async with self._session.post(self._url + self.path,
                                     json=self._body(request)) as response:
         body = await response.text(errors='replace')
         if response.status != 200:
@@ -53,42 +63,88 @@ class OpenAICore:
     except aiohttp.ClientError as e:
       raise base.RetryableError(
           f'{self.name}: {type(e).__name__}: {e}') from e
-    return self._reply(body, request, time.monotonic() - start)
-
-  def _body(self, request: CoreRequest) -> dict:
-    limit = 'max_completion_tokens' if self._official else 'max_tokens'
-    body = {'model': self._model, limit: request.max_tokens,
-            'messages': [{'role': r, 'content': t}
-                         for r, t in request.messages]}
-    if not (self._official and self._model.startswith('gpt-5')):
-      body['temperature'] = request.temperature  # gpt-5 takes no other than 1
-    if request.stop:
-      body['stop'] = list(request.stop)
-    return body
-
-  def _reply(self, body: str, request: CoreRequest,
-             latency_s: float) -> CoreReply:
     try:
-      data = json.loads(body)
-      choice = data['choices'][0]
-      message, reason = choice['message'], choice['finish_reason']
-      text, usage = message.get('content'), data.get('usage') or {}
-      n_in = int(usage['prompt_tokens'])
-      n_out = int(usage['completion_tokens'])
+      text, finish, usage = self._read(json.loads(body))
     except (ValueError, LookupError, TypeError, AttributeError,
             RecursionError) as e:
       raise base.RetryableError(
           f'{self.name}: unreadable reply: {body[:100]!r}') from e
-    if message.get('refusal') or reason == 'content_filter':
-      text, finish = message.get('refusal') or text or '', 'refused'
-    elif reason == 'length' or (reason == 'stop' and isinstance(text, str)):
-      text, finish = text or '', reason  # thinking may leave no text
-    else:
-      raise base.RetryableError(f'{self.name}: incomplete reply, '
-                                f'finish_reason={reason!r}')
-    return CoreReply(base.clean(text), finish, n_in, n_out,
-                     base.dollars(self.usd_per_1m, n_in, n_out), latency_s)
+    if finish not in ('stop', 'length', 'refused'):
+      raise base.RetryableError(f'{self.name}: incomplete reply, finish '
+                                f'{finish!r}', usd=usage.dollars(self.price))
+    return base.make_reply(request, text, finish, usage, self.price,
+                           time.monotonic() - start)
+
+  def _temperature(self, request: CoreRequest) -> dict:
+    """OpenAI's thinking models take none but 1."""
+    if self._official and (self._model.startswith(('gpt-5', 'o'))
+                           or request.thinking):
+      base.only_temperature_one(request, self._model)
+      return {}
+    return {'temperature': request.temperature}
+
+  def _body(self, request: CoreRequest) -> dict:
+    limit = 'max_completion_tokens' if self._official else 'max_tokens'
+    body = {'model': self._model, limit: request.max_tokens,
+            **self._temperature(request),
+            'messages': [{'role': r, 'content': t}
+                         for r, t in request.messages]}
+    if request.thinking:
+      body['reasoning_effort'] = request.thinking
+    if request.stop:
+      body['stop'] = list(request.stop)
+    return body
+
+  def _read(self, data: dict) -> tuple[str, str, Usage]:
+    """(text, finish, usage); a finish that is none of ours is no answer."""
+    choice, usage = data['choices'][0], data.get('usage') or {}
+    message, finish = choice['message'], choice.get('finish_reason')
+    text = message.get('content')
+    if message.get('refusal') or finish == 'content_filter':
+      text, finish = message.get('refusal') or text, 'refused'
+    elif finish == 'stop' and not isinstance(text, str):
+      finish = 'stop without text'
+    return text or '', finish, Usage.read(
+        usage.get('prompt_tokens'), usage.get('completion_tokens'),
+        (usage.get('prompt_tokens_details') or {}).get('cached_tokens'),
+        (usage.get('completion_tokens_details') or {}).get('reasoning_tokens'))
 
   async def close(self) -> None:
     if self._session is not None:
       await self._session.close()
+
+
+class ResponsesCore(OpenAICore):
+  """The same through the responses API; it knows no stop strings."""
+
+  provider, path = 'openai_responses', '/responses'
+
+  def _body(self, request: CoreRequest) -> dict:
+    if request.stop:
+      raise base.FatalError("the responses API has no stop strings; set the "
+                            "core's stop=() or use openai:MODEL")
+    body = {'model': self._model, 'max_output_tokens': request.max_tokens,
+            'store': False, **self._temperature(request),
+            'input': [{'role': 'developer' if r == 'system' else r,
+                       'content': t} for r, t in request.messages]}
+    if request.thinking:
+      body['reasoning'] = {'effort': request.thinking}
+    return body
+
+  def _read(self, data: dict) -> tuple[str, str, Usage]:
+    usage, finish = data.get('usage') or {}, data.get('status')
+    parts = [part for item in data['output'] if item['type'] == 'message'
+             for part in item['content']]
+    refusals = [p['refusal'] for p in parts if p['type'] == 'refusal']
+    text = ''.join(p['text'] for p in parts if p['type'] == 'output_text')
+    if finish == 'incomplete':
+      finish = {'max_output_tokens': 'length', 'content_filter': 'refused'}.get(
+          data['incomplete_details']['reason'], finish)
+    elif finish == 'completed':
+      finish = 'stop' if parts else 'completed without text'
+    if refusals:
+      text, finish = ''.join(refusals), 'refused'
+    return text, finish, Usage.read(
+        usage.get('input_tokens'), usage.get('output_tokens'),
+        (usage.get('input_tokens_details') or {}).get('cached_tokens'),
+        (usage.get('output_tokens_details') or {}).get('reasoning_tokens'))

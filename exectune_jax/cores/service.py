@@ -9,34 +9,49 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import importlib
+import json
 import pathlib
 import threading
 
 from exectune_jax import interrupt
 from exectune_jax.cores import prices
-from exectune_jax.cores.base import Core
+from exectune_jax.cores.base import Core, Price
 from exectune_jax.cores.client import CoreClient
 from exectune_jax.cores.ledger import Ledger
+from exectune_jax.cores.limits import Concurrency
 from exectune_jax.errors import UserError
+from exectune_jax.rewards.graders import Graders
 
 
-def make_core(name: str, usd_per_1m: tuple[float, float],
-              field: str = 'core') -> Core:
+ADAPTERS = {
+    'gemini': 'gemini:GeminiCore',
+    'anthropic': 'anthropic:AnthropicCore',
+    'openai': 'openai:OpenAICore',
+    'openai_responses': 'openai:ResponsesCore',
+}
+
+
+def make_core(name: str, price: Price, field: str = 'core',
+              thinking: str = '') -> Core:
   """The adapter for 'provider:model' or 'provider:model@base_url'."""
   provider, _, model = name.partition(':')
   if provider == 'toy':
     from exectune_jax.cores.toy import ToyCore
     return ToyCore(model)
   model, _, url = model.partition('@')
-  if model and provider == 'openai':
-    from exectune_jax.cores.openai import OpenAICore
-    return OpenAICore(model, url, usd_per_1m)
-  if model and provider == 'gemini':
-    from exectune_jax.cores.gemini import GeminiCore
-    return GeminiCore(model, url, usd_per_1m)
-  raise UserError(f"{field}.name='{name}': write provider:model with provider "
-                  "toy, openai or gemini, such as 'gemini:gemini-2.5-flash' "
-                  "or 'openai:qwen@http://127.0.0.1:8000/v1'")
+  if not model or provider not in ADAPTERS:
+    raise UserError(f"{field}.name='{name}': write provider:model with "
+                    f"provider toy, {', '.join(ADAPTERS)}, such as "
+                    "'gemini:gemini-2.5-flash' or "
+                    "'openai:qwen@http://127.0.0.1:8000/v1'")
+  module, _, adapter = ADAPTERS[provider].partition(':')
+  try:
+    make = getattr(importlib.import_module(f'exectune_jax.cores.{module}'),
+                   adapter)
+    return make(model, url, price, thinking)
+  except UserError as e:  # the adapter knows the leaf, we know the section
+    raise UserError(f'{field}.{e}') from e
 
 
 class CoreService:
@@ -56,6 +71,8 @@ class CoreService:
     name = f'ledger.{host}.sqlite' if host else 'ledger.sqlite'
     self.ledger = Ledger(workdir / name, config.budget_usd / hosts)
     self._clients: dict[str, CoreClient] = {}
+    self._graders: dict[str, Graders] = {}
+    self._limits: dict[str, Concurrency] = {}  # one for each provider
     self._loop = asyncio.new_event_loop()
     self._thread = threading.Thread(target=self._loop.run_forever,
                                     name='cores', daemon=True)
@@ -70,6 +87,8 @@ class CoreService:
         client.stop()
       for client in self._clients.values():
         await client.close()
+      for graders in self._graders.values():
+        await graders.close()
       rest = asyncio.all_tasks() - {asyncio.current_task()}
       for task in rest:
         task.cancel()
@@ -85,11 +104,30 @@ class CoreService:
     if field not in self._clients:
       settings = self.config[field]
       price = prices.lookup(settings, field)
-      core = make_core(settings.name, price, field)
-      async def build():  # semaphores belong to the loop
-        return CoreClient(core, self.ledger, settings, self.stage, field)
+      core = make_core(settings.name, price, field, settings.thinking)
+      async def build():  # futures and locks belong to the loop
+        return CoreClient(core, self.ledger, settings, self.stage, field,
+                          self._limit(settings))
       self._clients[field] = self.submit(build()).result()
     return self._clients[field]
+
+  def graders(self, options, shots: int) -> Graders:
+    """The grader processes of a task, shared by all who ask for it."""
+    key = json.dumps([options.to_dict(), shots])
+    if key not in self._graders:
+      async def build():
+        return Graders(options, shots, self.config.grader_processes)
+      self._graders[key] = self.submit(build()).result()
+    return self._graders[key]
+
+  def _limit(self, settings) -> Concurrency:
+    """Teacher, core and judge of one provider share what it can bear."""
+    provider, _, model = settings.name.partition(':')
+    where = f'{provider}@{model.partition("@")[2]}'
+    bounds = settings.min_concurrency, settings.concurrency
+    if where in self._limits:
+      self._limits[where].widen(*bounds)
+    return self._limits.setdefault(where, Concurrency(*bounds))
 
   def submit(self, coroutine) -> concurrent.futures.Future:
     return asyncio.run_coroutine_threadsafe(coroutine, self._loop)

@@ -30,8 +30,8 @@ import re
 import urllib.parse
 from fractions import Fraction
 
-from exectune_jax.cores.base import (CoreReply, CoreRequest, RetryableError,
-                                     dollars)
+from exectune_jax.cores.base import (CoreReply, CoreRequest, Price,
+                                     RetryableError)
 from exectune_jax.errors import UserError
 
 
@@ -45,14 +45,14 @@ class Skill:
   reading: int
   distraction: float
   facts: bool  # knows unit conversion factors
-  usd_per_1m: tuple[float, float]
+  price: Price
 
 
 SKILLS = {
     'small': Skill(step=0.97, nested=0.6, named=0.7, verbal=0.5, reading=1,
-                   distraction=0.6, facts=False, usd_per_1m=(0.1, 0.4)),
+                   distraction=0.6, facts=False, price=Price(0.1, 0.4)),
     'large': Skill(step=0.97, nested=0.95, named=0.95, verbal=0.9, reading=4,
-                   distraction=0.1, facts=True, usd_per_1m=(2.0, 8.0)),
+                   distraction=0.1, facts=True, price=Price(2.0, 8.0)),
 }
 
 _FACTS = {('hours', 'minutes'): 60, ('minutes', 'seconds'): 60,
@@ -93,7 +93,7 @@ class ToyCore:
                       f'{sorted(options)}; use latency_s, failure_rate, seed')
     self.name = f'toy:{model}'
     self.skill = SKILLS[size]
-    self.usd_per_1m = self.skill.usd_per_1m
+    self.price = self.skill.price
     self._tries = 0
 
   async def generate(self, request: CoreRequest) -> CoreReply:
@@ -102,7 +102,7 @@ class ToyCore:
       await asyncio.sleep(self.latency_s)
     fate = random.Random(f'{self.seed}/{self._tries}')
     if fate.random() < self.failure_rate:
-      raise RetryableError(f'{self.name}: injected failure')
+      raise RetryableError(f'{self.name}: injected failure', usd=0.0)
     rng = random.Random(self._seed(request))
     text = _Solver(self.skill, rng).reply(request.messages[-1][1])
     words = re.findall(r'\w+|[^\w\s]', text)
@@ -113,7 +113,7 @@ class ToyCore:
                for _, t in request.messages)
     n_out = min(len(words), request.max_tokens)
     return CoreReply(text, finish, n_in, n_out,
-                     dollars(self.usd_per_1m, n_in, n_out), self.latency_s)
+                     self.price.dollars(n_in, n_out), self.latency_s)
 
   def _seed(self, request):
     text = f'{self.seed}/{request.sample}/{request.messages}'

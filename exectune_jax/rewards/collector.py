@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextlib
 import dataclasses
 import statistics
-import threading
 import time
 
 from exectune_jax import interrupt
@@ -21,9 +19,6 @@ from exectune_jax.episode import (LOST, MALFORMED, Episode, Problem, Strategy,
                                   Verdict)
 from exectune_jax.errors import Lost
 from exectune_jax.rewards import executability, judge
-
-
-GRADER_DEADLINE_S = 30.0
 
 
 class Executor:
@@ -39,16 +34,20 @@ class Executor:
   def __init__(self, service, task, config, field: str = 'core'):
     self.task, self.settings = task, config[field]
     self.client = service.client(field)
+    self.graders = service.graders(config.task, config.core.shots)
     self.judge_settings = config.judge
     self.judge_client = (service.client('judge') if config.judge.name
                          else None)
 
-  async def execute(self, episode: Episode, sample: int = 0) -> Episode:
+  async def execute(self, episode: Episode, sample: int = 0,
+                    leaky: bool = True) -> Episode:
     """Fills execution, verdict, leaks, judge and status. Never raises Lost.
 
     Args:
       episode: with problem, and a strategy or None for the core alone.
       sample: number of this draw (see CoreRequest).
+      leaky: whether the core is asked even if the strategy gives the answer
+        away.
     """
     problem, strategy = episode.problem, episode.strategy
     if strategy is not None and strategy.body is None:
@@ -57,11 +56,13 @@ class Executor:
       body = strategy.body if strategy is not None else None
       if body is not None:
         episode = await self._inspect(episode, problem, body)
+        if episode.leaks and not leaky:
+          return episode
       request = CoreRequest.build(
           self.settings, self.task.core_messages(problem, body), sample)
       reply = await self.client.call(request)
       if reply.finish == 'stop':
-        verdict = await self._grade(self.task.verify, problem, reply.text)
+        verdict = await self.graders.verify(problem, reply.text)
       else:  # truncated or refused: an answer, and a wrong one
         verdict = Verdict(False)
     except Lost as e:
@@ -69,39 +70,13 @@ class Executor:
     return dataclasses.replace(episode, execution=reply, verdict=verdict)
 
   async def _inspect(self, episode, problem, body):
-    leaks = await self._grade(self.task.reveals_answer, problem, body)
+    leaks = await self.graders.reveals_answer(problem, body)
     quality = None
     if self.judge_client is not None:
       quality, judged = await judge.judge(
           self.judge_client, self.judge_settings, problem.question, body)
       leaks = leaks or judged
     return dataclasses.replace(episode, leaks=leaks, judge=quality)
-
-  async def _grade(self, grader, problem, text):
-    """A task's own code, in a thread: its crash or hang is nobody's 0."""
-    loop = asyncio.get_running_loop()
-    outcome = loop.create_future()
-
-    def tell(set_outcome, value):
-      if not outcome.done():
-        set_outcome(value)
-
-    def work():
-      try:
-        report = (outcome.set_result, grader(problem, text))
-      except Lost as e:
-        report = (outcome.set_exception, e)
-      except Exception as e:  # noqa: BLE001 whatever a user's task raises
-        report = (outcome.set_exception, Lost(f'grader crashed: {e!r}'))
-      with contextlib.suppress(RuntimeError):  # the loop may be gone by now
-        loop.call_soon_threadsafe(tell, *report)
-
-    # A daemon thread: one that hangs must not keep the process alive.
-    threading.Thread(target=work, daemon=True).start()
-    try:
-      return await asyncio.wait_for(outcome, GRADER_DEADLINE_S)
-    except TimeoutError as e:
-      raise Lost(f'grader gave no verdict in {GRADER_DEADLINE_S:g} s') from e
 
   async def alone(self, problem: Problem) -> tuple[float, float]:
     """(mean success, mean dollars) of the core alone.

@@ -19,6 +19,7 @@ import random
 from rich.table import Table
 
 from exectune_jax import files, progress, prompts, strategy, teachers
+from exectune_jax.cores import estimate
 from exectune_jax.cores.service import CoreService
 from exectune_jax.episode import LOST, Episode
 from exectune_jax.errors import Lost, UserError
@@ -36,6 +37,7 @@ def run(config, workdir):
     progress.console.print('collect: done before')
     return
   folder.mkdir(exist_ok=True)
+  estimate.show(config, 'collect', workdir)
   task = make_task(config.task, config.core.shots)
   problems = load_problems(task, 'train')[:config.collect.problems]
   with CoreService(config, workdir, 'collect') as cores:
@@ -100,23 +102,26 @@ async def collect_problem(problem, executor, teacher, max_revisions: int,
     except Lost as e:
       row['fault'] = str(e)
       break
-    parsed = strategy.parse(row['text'])
-    episode = Episode(problem, strategy=parsed)
-    if parsed.body and executor.task.reveals_answer(problem, parsed.body):
-      row.update(status='leaks', fault='it gives the answer away')
-    else:
-      episode = await executor.execute(episode)
-      row.update(status=episode.status,
-                 fault=episode.lost_reason or parsed.fault)
+    episode = await executor.execute(
+        Episode(problem, strategy=strategy.parse(row['text'])), leaky=False)
+    row.update(status='leaks' if episode.leaks else episode.status,
+               accepted=episode.success and not episode.leaks,
+               fault=_fault(episode))
     if episode.execution is not None:
       row['core'] = episode.execution.text
-      row['accepted'] = episode.success and not episode.leaks
-      row['fault'] = ('' if row['accepted'] else 'it gives the answer away'
-                      if episode.leaks else 'The answer is wrong')
     if row['accepted'] or row['status'] == LOST:
       break
     history.append((row['text'], prompts.feedback(row['fault'], row['core'])))
   return rows
+
+
+def _fault(episode) -> str:
+  """What was wrong with a proposal, as its teacher is told."""
+  if episode.leaks:
+    return 'it gives the answer away'
+  if episode.execution is None:
+    return episode.lost_reason or episode.strategy.fault
+  return '' if episode.success else 'The answer is wrong'
 
 
 def _summary(rows) -> dict:

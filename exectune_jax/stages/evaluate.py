@@ -15,6 +15,7 @@ import dataclasses
 import json
 
 from exectune_jax import files, interrupt, progress, prompts
+from exectune_jax.cores import estimate
 from exectune_jax.cores.service import CoreService
 from exectune_jax.episode import (LOST, Episode, Strategy, from_dict, to_dict)
 from exectune_jax.errors import UserError
@@ -43,6 +44,7 @@ def run(config, workdir):
   if config.evaluate.split not in ('train', 'validation', 'test'):
     raise UserError(f"evaluate.split='{config.evaluate.split}': choose from "
                     'train, validation, test')
+  estimate.show(config, 'evaluate', workdir)
   learner = None
   if set(systems) - set(UNGUIDED):
     learner = Learner(config, workdir, config.rl)

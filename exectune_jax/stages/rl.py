@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from exectune_jax import interrupt, progress
+from exectune_jax.cores import estimate
 from exectune_jax.cores.service import CoreService
 from exectune_jax.episode import LOST, MALFORMED, to_dict
 from exectune_jax.errors import Stopped, UserError
@@ -52,6 +53,7 @@ def run(config, workdir):
     progress.console.print(f'rl {rl.output}: done before')
     checkpoints.close()
     return
+  estimate.show(config, 'rl', workdir)
   next_group = extra.get('next_group', 0)
   writer = metrics.MetricsWriter(workdir / 'guides' / rl.output, step)
   part = f'.{hosts.index()}' if hosts.index() else ''
