@@ -5,7 +5,7 @@ import random
 import pytest
 
 from exectune_jax import prompts, strategy, teachers
-from exectune_jax.cores.base import CoreRequest, RetryableError
+from exectune_jax.cores.base import CoreRequest, Price, RetryableError
 from exectune_jax.cores.toy import SKILLS, ToyCore
 from exectune_jax.errors import UserError
 from exectune_jax.tasks import make_task
@@ -30,7 +30,7 @@ def ask(question, plan=None, name='small', **request):
 def test_follows_explicit_strategies(plan, shown, monkeypatch):
   sure = SKILLS['small'].__class__(step=1, nested=1, named=1, verbal=1,
                                    reading=1, distraction=0, facts=False,
-                                   usd_per_1m=(0.1, 0.4))
+                                   price=Price(0.1, 0.4))
   monkeypatch.setitem(SKILLS, 'small', sure)
   assert ask('A has 2 pens.', plan).text == shown
 

@@ -106,8 +106,10 @@ def _spend(ledgers, args, console):
   if args.format:
     _write(rows, args.format, sys.stdout)
     return
-  table = Table(*by, 'calls', 'tokens in', 'cached', 'out', 'usd', 'failed',
-                'failed usd', 'cost unknown')
+  table = Table(*by)
+  for column in ('calls', 'tokens in', 'cached', 'out', 'usd', 'failed',
+                 'failed usd', 'cost unknown'):
+    table.add_column(column, justify='right')
   for r in rows:
     table.add_row(*(r[b] for b in by), str(r['calls']),
                   str(r['input_tokens']), str(r['cached_tokens']),

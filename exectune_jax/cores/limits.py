@@ -71,7 +71,8 @@ class Concurrency:
       self.limit = max(self.low, self.limit * 0.7)
       self._growing_fast = False
       self.cuts += 1
-    pause = max(retry_after_s or 0.0, min(latency_s, 1.0), 0.05)
+    pause = max(0.05, min(latency_s, 1.0) if retry_after_s is None
+                else retry_after_s)
     self._paused_until = max(self._paused_until, now + pause)
     if self._waiting:
       self._wake_after_pause()
