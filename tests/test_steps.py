@@ -163,18 +163,22 @@ def test_a_shared_prompt_gives_the_update_of_one_per_member():
       model, tx, clip_low=0.2, clip_high=0.28, tis_cap=2.0, temperature=1.0),
       mesh, where)
   found, size = [], []
-  for share in (True, False):
+  known = [[e for e in group if e.reward] for group in groups]
+  assert len(known[1]) == 3
+  for share, members in ((True, groups), (False, groups), (True, known)):
     config.rl.share_prompt = share
     state = steps.new_state(jax.jit(lambda key: init_variables(model, key))(
         jax.random.key(0)), tx, where)
-    batch = rl.make_batch(groups, guide, config.rl)
+    batch = rl.make_batch(members, guide, config.rl)
     size.append((batch['segments_BL'] > 0).sum())
     state, metrics = step(state, jax.device_put(batch, sharding.rows(mesh)))
     found.append([*map(float, (metrics['loss'], metrics['grad_norm'],
                                metrics['tokens'], metrics['neg_logp'])),
                   *[float(np.abs(x).sum())
                     for x in jax.device_get(jax.tree.leaves(state.params))]])
-  np.testing.assert_allclose(*found, rtol=1e-5)
+  np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
+  # A lost member leaves the update as if it had never been.
+  np.testing.assert_allclose(found[0], found[2], rtol=1e-5)
   prompts = [len(guide.prompt(group[0].problem)) for group in groups]
   assert size[1] - size[0] == 3 * sum(prompts)  # computed once, not four times
 
