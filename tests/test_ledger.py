@@ -89,10 +89,13 @@ def test_what_was_in_flight_at_a_kill_is_counted(tmp_path):
   child = subprocess.Popen([sys.executable, '-c', _IN_FLIGHT, str(path)],
                            stdout=subprocess.PIPE, text=True)
   assert child.stdout.readline() == 'flying\n'
-  alive = Ledger(path)
+  alive = Ledger(path, budget_usd=0.35)
   assert not alive.begin('1', 'c', 's', 0.1)  # it may still answer
+  with pytest.raises(BudgetExhausted):  # and holds 0.3 dollars
+    alive.begin('9', 'c', 's', 0.1)
   child.kill()
   child.wait()
+  assert alive.begin('9', 'c', 's', 0.1)
   assert alive.begin('1', 'c', 's', 0.1)  # now it can't
   assert [r['reason'] for r in alive.rows('SELECT * FROM failed')] == [
       KILLED] * 3

@@ -39,7 +39,7 @@ class CoreRequest:
 
   def key(self, core: str) -> str:
     """Ledger key: hash of the canonical JSON of core and request."""
-    fields = {'core': core, **dataclasses.asdict(self)}
+    fields = {'core': core, **vars(self)}
     if not self.thinking:  # as in ledgers from before there was this field
       del fields['thinking']
     text = json.dumps(fields, sort_keys=True, separators=(',', ':'),

@@ -101,16 +101,14 @@ class Ledger:
                         (key,)).fetchone()
       if held and _alive(held[0]):
         return False
-      self._bury(db)
-      if self.budget_usd:
-        spent, flying = db.execute(
-            'SELECT usd, (SELECT COALESCE(SUM(usd), 0) FROM flights) '
-            'FROM total').fetchone()
-        if spent + flying + worst_usd > self.budget_usd:
-          raise BudgetExhausted(
-              f'budget_usd={self.budget_usd:g}: {spent:.4f} dollars are spent '
-              'and the next core call could exceed the budget; raise '
-              '--config.budget_usd and run the same command to go on')
+      if held or not self._affordable(db, worst_usd):
+        self._bury(db)  # the dead may hold this call, or money
+      if not self._affordable(db, worst_usd):
+        spent = db.execute('SELECT usd FROM total').fetchone()[0]
+        raise BudgetExhausted(
+            f'budget_usd={self.budget_usd:g}: {spent:.4f} dollars are spent '
+            'and the next core call could exceed the budget; raise '
+            '--config.budget_usd and run the same command to go on')
       db.execute('INSERT INTO flights VALUES (?,?,?,?,?,?)',
                  (key, self.owner, time.time(), core, stage, worst_usd))
     return True
@@ -169,6 +167,15 @@ class Ledger:
     with self._lock:
       _open.discard(self.owner)
       self._db.close()
+
+  def _affordable(self, db, usd: float) -> bool:
+    """Whether budget is left beside what is spent and in flight."""
+    if not self.budget_usd:
+      return True
+    spent, flying = db.execute(
+        'SELECT usd, (SELECT COALESCE(SUM(usd), 0) FROM flights) '
+        'FROM total').fetchone()
+    return spent + flying + usd <= self.budget_usd
 
   def _bury(self, db) -> None:
     """Moves tries of processes that died to the failed ones."""
