@@ -27,6 +27,8 @@ VARIANTS = {
 }
 STAGES = ('collect', 'sft', 'rl', 'evaluate', 'export')
 
+# Systems under test that have no guide of ours.
+UNGUIDED = ('core_alone', 'large_core', 'generic', 'step_by_step')
 CORES = ('core', 'teacher', 'judge', 'large_core')
 
 # Fields that may differ when a workdir is used again.

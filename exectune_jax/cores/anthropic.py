@@ -59,10 +59,7 @@ class AnthropicCore:
       # not JSON; a web page, which the SDK hands over as str; no message
       raise base.RetryableError(
           f'{self.name}: unreadable reply: {type(e).__name__}') from e
-    if finish not in ('stop', 'length', 'refused'):
-      raise base.RetryableError(f'{self.name}: incomplete reply, finish '
-                                f'{finish!r}', usd=usage.dollars(self.price))
-    return base.make_reply(request, text, finish, usage, self.price,
+    return base.make_reply(self, request, text, finish, usage,
                            time.monotonic() - start)
 
   def _body(self, request: CoreRequest) -> dict:

@@ -147,26 +147,44 @@ def only_temperature_one(request: CoreRequest, who: str) -> None:
                      'temperature=1.0, and samples_alone=4 for the target')
 
 
-def make_reply(request: CoreRequest, text: str, finish: str, usage: Usage,
-               price: Price, latency_s: float) -> CoreReply:
+def make_reply(core: Core, request: CoreRequest, text: str,
+               finish: str | None, usage: Usage,
+               latency_s: float) -> CoreReply:
   """A reply with its bill; without a known usage it is estimated from text.
 
   An answer is never thrown away, and paid again, because its bill is
   unreadable.
+
+  Raises:
+    RetryableError: the finish is none of ours, so this is no answer; it has
+      its price all the same.
   """
+  if finish not in ('stop', 'length', 'refused'):
+    raise RetryableError(f'{core.name}: incomplete reply, finish {finish!r}',
+                         usd=usage.dollars(core.price))
   known = usage.known
   if not known:
-    usage = Usage(sum(guess_tokens(t) for _, t in request.messages),
-                  guess_tokens(text))
+    usage = Usage(guess_input_tokens(request.messages), guess_tokens(text))
   return CoreReply(
-      clean(text), finish, usage.input, usage.output, usage.dollars(price),
-      latency_s, usage.cached, usage.thinking, not known)
+      clean(text), finish, usage.input, usage.output,
+      usage.dollars(core.price), latency_s, usage.cached, usage.thinking,
+      not known)
+
+
+def draws_alone(settings) -> int:
+  """How many draws stand for the core alone; at temperature 0 all are one."""
+  return settings.samples_alone if settings.temperature > 0 else 1
 
 
 def guess_tokens(text: str) -> int:
   """About as many tokens as common tokenizers make of a text, and its frame:
   four bytes a token."""
   return len(text.encode(errors='replace')) // 4 + 4
+
+
+def guess_input_tokens(messages) -> int:
+  """The same of a whole request."""
+  return sum(guess_tokens(text) for _, text in messages)
 
 
 def clean(text: str) -> str:

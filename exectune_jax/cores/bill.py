@@ -69,7 +69,7 @@ def spend(ledgers, by=('stage', 'core', 'day')) -> list[dict]:
 
 def calls(ledgers):
   """Every call as a dict, ledger by ledger in order of time."""
-  for ledger in ledgers:
+  for ledger in ledgers:  # by key: the texts of all may not fit in memory
     for key in [r['key'] for r in ledger.rows(
         'SELECT key FROM calls ORDER BY created')]:
       row = dict(ledger.rows('SELECT * FROM calls WHERE key=?', key)[0])

@@ -128,9 +128,10 @@ class CoreClient:
     """Waits until the rates allow one more request; returns its tokens."""
     if self._requests:
       await self._requests.take(1)
+    if not self._tokens:
+      return 0.0
     return await self._tokens.take(
-        sum(base.guess_tokens(text) for _, text in request.messages)
-        + request.max_tokens) if self._tokens else 0.0
+        base.guess_input_tokens(request.messages) + request.max_tokens)
 
   def _begin(self, key, request) -> None:
     worst = self.core.price.dollars(_token_bound(request), request.max_tokens)

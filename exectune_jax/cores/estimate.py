@@ -8,14 +8,16 @@ are taken to be half of max_tokens long.
 from __future__ import annotations
 
 import dataclasses
+import statistics
 
 from rich.table import Table
 
 from exectune_jax import progress, prompts
+from exectune_jax.config import UNGUIDED
 from exectune_jax.cores import prices
-from exectune_jax.cores.base import guess_tokens
+from exectune_jax.cores.base import draws_alone, guess_input_tokens
 from exectune_jax.cores.ledger import Ledger
-from exectune_jax.tasks import load_problems, make_task
+from exectune_jax.tasks import load_problems, make_task, transfer
 
 ENOUGH = 20  # calls from which a mean is taken
 
@@ -38,7 +40,6 @@ def counts(config, stage: str, sizes: dict[str, int]) -> dict[str, tuple]:
     stage: 'collect', 'rl', ...
     sizes: problems of the splits 'train', 'evaluated' and 'transfer'.
   """
-  draws = config.core.samples_alone if config.core.temperature > 0 else 1
   if stage == 'collect':
     first = min(sizes['train'], config.collect.problems)
     asked = {'core': (first, first * (1 + config.collect.max_revisions))}
@@ -47,13 +48,13 @@ def counts(config, stage: str, sizes: dict[str, int]) -> dict[str, tuple]:
     guided = asked['core']
   elif stage == 'rl':
     members = config.rl.steps * config.rl.groups * config.rl.group_size
-    alone = min(sizes['train'], config.rl.steps * config.rl.groups) * draws
+    alone = min(sizes['train'], config.rl.steps * config.rl.groups)
+    alone *= draws_alone(config.core)
     asked = {'core': (members + alone,) * 2}
     guided = (members, members)
   elif stage == 'evaluate':
     systems = config.evaluate.systems
-    guides = set(systems) - {'core_alone', 'large_core', 'generic',
-                             'step_by_step'}
+    guides = set(systems) - set(UNGUIDED)
     n, other = sizes['evaluated'], sizes['transfer']
     large = ('large_core' in systems) * (n + other)
     guided = len(guides) * (n * (1 + config.evaluate.alpha_samples) + other)
@@ -69,29 +70,32 @@ def counts(config, stage: str, sizes: dict[str, int]) -> dict[str, tuple]:
   return asked
 
 
-def lines(config, stage: str, name: str, ledger: Ledger | None) -> list[Line]:
+def lines(config, stage: str, name: str, ledger: Ledger | None,
+          problems=None) -> list[Line]:
   """The estimate of one stage.
 
   Args:
     stage: its name; sft and export ask no core.
     name: what the ledger calls it; calls that it has made are taken off.
+    problems: of the stage's split, where they are loaded already.
   """
-  if not counts(config, stage, dict.fromkeys(
-      ('train', 'evaluated', 'transfer'), 1)):
+  if stage not in ('collect', 'rl', 'evaluate'):
     return []
   task = make_task(config.task, config.core.shots)
-  problems = load_problems(task, config.evaluate.split
-                           if stage == 'evaluate' else 'train')
-  sizes = {'train': len(problems), 'evaluated': len(problems),
-           'transfer': _transfer_size(config, stage)}
+  problems = problems or load_problems(
+      task, config.evaluate.split if stage == 'evaluate' else 'train')
+  sizes = {'train': len(problems), 'evaluated': len(problems), 'transfer': 0}
+  if stage == 'evaluate' and config.evaluate.transfer:
+    options, split = transfer(config)
+    sizes['transfer'] = len(load_problems(
+        make_task(options, config.core.shots), split))
   found = []
   for field, (calls, most) in counts(config, stage, sizes).items():
     done, mean = _history(ledger, config[field].name, name)
     calls, most = max(0, calls - done), max(0, most - done)
     price = prices.lookup(config[field], field)
-    n_in = sum(sum(guess_tokens(t) for _, t in task.core_messages(
-        p, prompts.GENERIC_STRATEGY)) for p in problems[:20]) / len(
-            problems[:20])
+    n_in = statistics.fmean(guess_input_tokens(task.core_messages(
+        p, prompts.GENERIC_STRATEGY)) for p in problems[:20])
     limit = config[field].max_tokens
     usd = mean if mean is not None else price.dollars(n_in, limit / 2)
     found.append(Line(field, calls, most, calls * usd,
@@ -99,13 +103,13 @@ def lines(config, stage: str, name: str, ledger: Ledger | None) -> list[Line]:
   return found
 
 
-def show(config, stage: str, workdir) -> None:
+def show(config, stage: str, workdir, problems=None) -> None:
   """Prints the estimate and the cap, if the stage asks any core."""
   name = f'rl:{config.rl.output}' if stage == 'rl' else stage
   path = workdir / 'ledger.sqlite'
   ledger = Ledger(path) if path.exists() else None
   try:
-    found = lines(config, stage, name, ledger)
+    found = lines(config, stage, name, ledger, problems)
     spent = ledger.spent_usd if ledger else 0.0
   finally:
     if ledger:
@@ -133,15 +137,3 @@ def _history(ledger, core: str, stage: str) -> tuple[int, float | None]:
                     'COALESCE(SUM(stage = ?), 0) AS done FROM calls '
                     'WHERE core = ?', stage, core)[0]
   return row['done'], row['mean'] if row['n'] >= ENOUGH else None
-
-
-def _transfer_size(config, stage: str) -> int:
-  if stage != 'evaluate' or not config.evaluate.transfer:
-    return 0
-  options = config.task.copy_and_resolve_references()
-  options.update(name=config.evaluate.transfer,
-                 data_dir=config.evaluate.transfer_data_dir,
-                 max_number=config.evaluate.transfer_max_number)
-  task = make_task(options, config.core.shots)
-  return len(load_problems(task, 'all' if options.name == 'svamp'
-                           else config.evaluate.split))

@@ -72,10 +72,7 @@ class GeminiCore:
       # the last four: not JSON, not text, or not Gemini's schema
       raise base.RetryableError(f'{self.name}: {type(e).__name__}') from e
     text, finish, usage = _read(response)
-    if finish not in ('stop', 'length', 'refused'):
-      raise base.RetryableError(f'{self.name}: incomplete reply, finish '
-                                f'{finish!r}', usd=usage.dollars(self.price))
-    return base.make_reply(request, text, finish, usage, self.price,
+    return base.make_reply(self, request, text, finish, usage,
                            time.monotonic() - start)
 
   async def close(self) -> None:

@@ -103,12 +103,11 @@ class Ledger:
         return False
       if held or not self._affordable(db, worst_usd):
         self._bury(db)  # the dead may hold this call, or money
-      if not self._affordable(db, worst_usd):
-        spent = db.execute('SELECT usd FROM total').fetchone()[0]
-        raise BudgetExhausted(
-            f'budget_usd={self.budget_usd:g}: {spent:.4f} dollars are spent '
-            'and the next core call could exceed the budget; raise '
-            '--config.budget_usd and run the same command to go on')
+        if not self._affordable(db, worst_usd):
+          raise BudgetExhausted(
+              f'budget_usd={self.budget_usd:g}: {self.spent_usd:.4f} dollars '
+              'are spent and the next core call could exceed the budget; '
+              'raise --config.budget_usd and run the same command to go on')
       db.execute('INSERT INTO flights VALUES (?,?,?,?,?,?)',
                  (key, self.owner, time.time(), core, stage, worst_usd))
     return True

@@ -4,9 +4,9 @@
   openai:MODEL@URL        chat completions at another server
   openai_responses:MODEL  the responses API at OpenAI (or @URL)
 
-A thin aiohttp path: one POST a call, a tenth of the SDK's work. The key
-comes from OPENAI_API_KEY for OpenAI itself and from EXECTUNE_CORE_API_KEY
-for any other server, so that the first is never sent to a stranger.
+A thin aiohttp path: one POST a call. The key comes from OPENAI_API_KEY for
+OpenAI itself and from EXECTUNE_CORE_API_KEY for any other server, so that
+the first is never sent to a stranger.
 """
 
 from __future__ import annotations
@@ -69,10 +69,7 @@ class OpenAICore:
             RecursionError) as e:
       raise base.RetryableError(
           f'{self.name}: unreadable reply: {body[:100]!r}') from e
-    if finish not in ('stop', 'length', 'refused'):
-      raise base.RetryableError(f'{self.name}: incomplete reply, finish '
-                                f'{finish!r}', usd=usage.dollars(self.price))
-    return base.make_reply(request, text, finish, usage, self.price,
+    return base.make_reply(self, request, text, finish, usage,
                            time.monotonic() - start)
 
   def _temperature(self, request: CoreRequest) -> dict:

@@ -14,7 +14,7 @@ import statistics
 import time
 
 from exectune_jax import interrupt
-from exectune_jax.cores.base import CoreRequest
+from exectune_jax.cores.base import CoreRequest, draws_alone
 from exectune_jax.episode import (LOST, MALFORMED, Episode, Problem, Strategy,
                                   Verdict)
 from exectune_jax.errors import Lost
@@ -85,10 +85,9 @@ class Executor:
       Lost: a draw is not known. All `samples_alone` must be, as any other
         subset would depend on which calls happened to fail.
     """
-    settings = self.settings
-    draws = settings.samples_alone if settings.temperature > 0 else 1
-    done = await asyncio.gather(*[self.execute(Episode(problem), i)
-                                  for i in range(draws)])
+    done = await asyncio.gather(*[
+        self.execute(Episode(problem), i)
+        for i in range(draws_alone(self.settings))])
     for e in done:
       if e.status == LOST:
         raise Lost(f'core alone: {e.lost_reason}')

@@ -37,9 +37,9 @@ def run(config, workdir):
     progress.console.print('collect: done before')
     return
   folder.mkdir(exist_ok=True)
-  estimate.show(config, 'collect', workdir)
   task = make_task(config.task, config.core.shots)
   problems = load_problems(task, 'train')[:config.collect.problems]
+  estimate.show(config, 'collect', workdir, problems)
   with CoreService(config, workdir, 'collect') as cores:
     executor = Executor(cores, task, config)
     teacher = make_teacher(config, cores)

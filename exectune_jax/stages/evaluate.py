@@ -15,6 +15,7 @@ import dataclasses
 import json
 
 from exectune_jax import files, interrupt, progress, prompts
+from exectune_jax.config import UNGUIDED
 from exectune_jax.cores import estimate
 from exectune_jax.cores.service import CoreService
 from exectune_jax.episode import (LOST, Episode, Strategy, from_dict, to_dict)
@@ -24,11 +25,10 @@ from exectune_jax.learning.checkpoint import Checkpoints
 from exectune_jax.learning.learner import Learner
 from exectune_jax.report import page, summary
 from exectune_jax.rewards.collector import Executor
-from exectune_jax.tasks import load_problems, make_task
+from exectune_jax.tasks import load_problems, make_task, transfer
 
 FIXED = {'generic': prompts.GENERIC_STRATEGY,
          'step_by_step': prompts.STEP_BY_STEP}
-UNGUIDED = ('core_alone', 'large_core', *FIXED)
 
 
 def run(config, workdir):
@@ -54,8 +54,7 @@ def run(config, workdir):
     if config.evaluate.transfer:
       if hosts.first():
         _publish(results, config, workdir)  # in case the second one fails
-      other = _transfer(config)
-      split = 'all' if other.task.name == 'svamp' else config.evaluate.split
+      other, split = _transfer(config)
       results.append(_task_report(other, split, learner, cores, workdir))
   if hosts.first():
     _publish(results, config, workdir)
@@ -146,12 +145,10 @@ def _check_lost(name, episodes, config):
 
 def _transfer(config):
   """The same systems on a task that was never trained on; greedy only."""
-  config = config.copy_and_resolve_references()
-  config.task.name = config.evaluate.transfer
-  config.task.data_dir = config.evaluate.transfer_data_dir
-  config.task.max_number = config.evaluate.transfer_max_number
-  config.evaluate.alpha_samples = 0
-  return config
+  other = config.copy_and_resolve_references()
+  other.task, split = transfer(config)
+  other.evaluate.alpha_samples = 0
+  return other, split
 
 
 def _stamp(name, workdir) -> dict:

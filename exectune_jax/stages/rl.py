@@ -53,7 +53,7 @@ def run(config, workdir):
     progress.console.print(f'rl {rl.output}: done before')
     checkpoints.close()
     return
-  estimate.show(config, 'rl', workdir)
+  estimate.show(config, 'rl', workdir, problems)
   next_group = extra.get('next_group', 0)
   writer = metrics.MetricsWriter(workdir / 'guides' / rl.output, step)
   part = f'.{hosts.index()}' if hosts.index() else ''

@@ -34,3 +34,14 @@ def load_problems(task, split: str):
     raise UserError(f"task.name='{task.options.name}': split '{split}' is "
                     f'empty; check task.{split}_size and task.data_dir')
   return problems
+
+
+def transfer(config):
+  """(task options, split) of the task that is evaluated but never trained."""
+  options = config.task.copy_and_resolve_references()
+  options.update(name=config.evaluate.transfer,
+                 data_dir=config.evaluate.transfer_data_dir,
+                 max_number=config.evaluate.transfer_max_number)
+  # All of svamp is free for this; other tasks keep their splits.
+  return options, ('all' if options.name == 'svamp'
+                   else config.evaluate.split)
