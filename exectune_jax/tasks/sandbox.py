@@ -1,0 +1,237 @@
+"""Runs programs that a model wrote, away from everything else.
+
+A program and its tests run in two sandboxes (bubblewrap): no network, no
+files but the interpreter's, an empty environment, a small tmpfs, limits on
+memory, processes and time. What they run is sandbox_worker.py; this side
+starts them, carries their messages and watches the clock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+import random
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+
+from exectune_jax.errors import Lost, UserError
+from exectune_jax.tasks import sandbox_worker
+from exectune_jax.tasks.sandbox_worker import MAX_LINE
+
+START_S = 20.0  # for an interpreter to say that it is ready
+TMP_BYTES = 64 << 20
+TESTS_CPU_S = 3600  # the tests' interpreter serves many programs
+ENVIRONMENT = {'PATH': '/usr/bin:/bin', 'HOME': '/tmp', 'LANG': 'C.UTF-8',
+               'OPENBLAS_NUM_THREADS': '1'}
+# What the tests are told when the program is gone; no 'except Exception'
+# takes it for an error that the program was right to raise.
+ENDED = ['raise', ['ProgramEnded', 'BaseException'], 'the program ended']
+
+
+class Sandbox:
+  """Judges programs one at a time. The next interpreter is kept warm.
+
+  Args:
+    timeout_s: wall clock of one program and its tests.
+    memory_mb: address space of each process.
+    unsafe: run them as plain subprocesses instead.
+  """
+
+  def __init__(self, timeout_s: float, memory_mb: int, unsafe: bool = False):
+    self._timeout_s = timeout_s
+    self._limits = str(memory_mb << 20), str(int(timeout_s) + 2)
+    self._unsafe = unsafe
+    self._tests: _Process | None = None
+    self._next: _Process | None = None
+
+  def judge(self, setup: str, code: str, tests: str,
+            entry_point: str = '') -> str:
+    """'passed', 'failed: ...', 'timeout', 'memory' or 'import error: ...'.
+
+    Args:
+      setup: what program and tests both begin with.
+      code: the program, executed after `setup` in the same namespace.
+      tests: raise unless the program is right; functions named test* too.
+      entry_point: must be defined by the program; '' if no single name must.
+
+    Raises:
+      Lost: the sandbox itself does not work, or the tests do not.
+    """
+    job = {'setup': setup, 'code': code, 'tests': tests,
+           'entry_point': entry_point}
+    if self._tests is None:
+      self._tests = self._start('tests')
+    program = self._next or self._start('program')
+    self._next = None
+    try:
+      self._tests.ready()
+      program.ready()
+      self._next = self._start('program')  # starts while this one runs
+      verdict = self._carry(job, program)
+    except TimeoutError:
+      verdict = 'timeout'
+    except EOFError as e:  # the tests' side: whoever is to blame, start anew
+      verdict = f'failed: the tests ended: {e}'
+    finally:
+      program.kill()
+    if verdict == 'timeout' or verdict.startswith('failed: the tests ended'):
+      self._tests.kill()
+      self._tests = None
+    if verdict.startswith('broken tests'):
+      raise Lost(verdict)
+    return verdict
+
+  def close(self) -> None:
+    for process in filter(None, (self._tests, self._next)):
+      process.kill()
+    self._tests = self._next = None
+
+  def _start(self, role) -> _Process:
+    return _Process(role, self._limits, self._unsafe)
+
+  def _carry(self, job, program) -> str:
+    """Passes messages to and fro until the tests reach a verdict."""
+    deadline = time.monotonic() + self._timeout_s
+    self._tests.send(json.dumps(job).encode() + b'\n', deadline)
+    while True:
+      line = self._tests.receive(deadline)
+      if line.startswith(b'["verdict"'):
+        return json.loads(line)[1]
+      try:
+        program.send(line, deadline)
+        line = program.receive(deadline)
+      except EOFError:
+        line = json.dumps(ENDED).encode() + b'\n'
+      self._tests.send(line, deadline)
+
+
+class _Process:
+  """An interpreter in a sandbox of its own."""
+
+  def __init__(self, role, limits, unsafe):
+    memory, cpu_s = limits
+    if role == 'tests':
+      cpu_s = str(TESTS_CPU_S)
+    # Root's processes are not counted, so they get a user each instead.
+    user = 0 if os.getuid() or unsafe else random.randrange(10**6, 2**31)
+    packages = sysconfig.get_path('purelib')
+    self._folder = tempfile.mkdtemp() if unsafe else None
+    python = os.path.realpath(sys.executable)
+    command = [python, '-I', '-S', '-B']
+    command += ([sandbox_worker.__file__] if unsafe else ['/worker.py'])
+    command += [role, packages, memory, cpu_s, str(user)]
+    self._errors = tempfile.TemporaryFile()
+    self._process = subprocess.Popen(
+        command if unsafe else [*_isolation(packages, bool(user)), *command],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
+        cwd=self._folder, start_new_session=True,
+        env=ENVIRONMENT)  # bwrap's too: programs can read it in /proc
+    self._in, self._out = (f.fileno() for f in (self._process.stdin,
+                                                self._process.stdout))
+    os.set_blocking(self._in, False)
+    self._read = b''
+    self._ready = False
+
+  def ready(self):
+    """Waits for the interpreter. Raises Lost if it does not come up."""
+    if self._ready:
+      return
+    try:
+      self.receive(time.monotonic() + START_S)
+    except (EOFError, TimeoutError) as e:
+      self.kill()
+      self._errors.seek(0)
+      said = self._errors.read()[-500:].decode(errors='replace').strip()
+      raise Lost(f'sandbox did not start: {said or type(e).__name__}') from e
+    self._ready = True
+
+  def receive(self, deadline: float) -> bytes:
+    """One line. Raises TimeoutError, or EOFError for an end or a flood."""
+    while b'\n' not in self._read:
+      if len(self._read) > MAX_LINE:
+        raise EOFError('a message without end')
+      _wait(self._out, select.POLLIN, deadline)
+      piece = os.read(self._out, 1 << 20)
+      if not piece:
+        raise EOFError('ended')
+      self._read += piece
+    line, _, self._read = self._read.partition(b'\n')
+    return line + b'\n'
+
+  def send(self, data: bytes, deadline: float) -> None:
+    """Raises TimeoutError if it is not read, EOFError if it cannot be."""
+    while data:
+      _wait(self._in, select.POLLOUT, deadline)
+      try:
+        data = data[os.write(self._in, data):]
+      except BlockingIOError:
+        continue
+      except OSError as e:
+        raise EOFError('ended') from e
+
+  def kill(self):
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(self._process.pid, signal.SIGKILL)
+    self._process.wait()
+    self._process.stdin.close()
+    self._process.stdout.close()
+    if self._folder:
+      shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _wait(fd, event, deadline):
+  poll = select.poll()
+  poll.register(fd, event)
+  if not poll.poll(max(0.0, deadline - time.monotonic()) * 1e3):
+    raise TimeoutError
+
+
+def _isolation(packages: str, root: bool) -> list[str]:
+  """The bubblewrap command before the program's own."""
+  # Root keeps its user namespace, so that the worker can become nobody in
+  # it; it gives up all rights when it does.
+  spaces = (['--unshare-ipc', '--unshare-pid', '--unshare-net',
+             '--unshare-uts', '--unshare-cgroup-try',
+             '--cap-add', 'CAP_SETUID', '--cap-add', 'CAP_SETGID'] if root
+            else ['--unshare-all'])
+  command = ['bwrap', '--die-with-parent', '--new-session', '--cap-drop',
+             'ALL', *spaces]
+  for folder in ('/usr', '/bin', '/lib', '/lib64'):
+    if os.path.islink(folder):
+      command += ['--symlink', os.readlink(folder), folder]
+    elif os.path.isdir(folder):
+      command += ['--ro-bind', folder, folder]
+  for folder in (os.path.realpath(sys.base_prefix), packages):
+    for parent in reversed(pathlib.Path(folder).parents[:-1]):
+      command += ['--perms', '0755', '--dir', str(parent)]
+    command += ['--ro-bind', folder, folder]
+  return [*command, '--ro-bind', sandbox_worker.__file__, '/worker.py',
+          '--proc', '/proc', '--dev', '/dev', '--size', str(TMP_BYTES),
+          '--perms', '1777', '--tmpfs', '/dev/shm', '--remount-ro', '/dev',
+          '--size', str(TMP_BYTES), '--perms', '1777', '--tmpfs', '/tmp',
+          '--chdir', '/tmp', '--remount-ro', '/']
+
+
+def probe(sandbox: Sandbox, field: str) -> None:
+  """Raises UserError, with what to do, unless programs can be judged here."""
+  try:
+    verdict = sandbox.judge('', 'def seven():\n  return 7',
+                            'assert seven() == 7', 'seven')
+    if verdict == 'passed':
+      return
+  except (Lost, OSError) as e:
+    verdict = str(e)
+  raise UserError(
+      f'{field}: programs cannot be isolated on this machine ({verdict}); '
+      'install bubblewrap (apt-get install bubblewrap) and allow user '
+      'namespaces (sysctl kernel.unprivileged_userns_clone=1), or, where the '
+      'whole machine may be lost, set task.unsafe_subprocess=True')
+

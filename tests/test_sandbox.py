@@ -1,0 +1,369 @@
+"""Programs that mean harm, and tests that must not be fooled by them."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+
+import pytest
+
+from exectune_jax.errors import Lost, UserError
+from exectune_jax.tasks import sandbox as sandbox_lib
+from exectune_jax.tasks.sandbox import Sandbox, probe
+
+TIMEOUT_S = 2.0
+PRIVATE = [os.path.expanduser('~'), os.getcwd(), '/etc', '/var', '/home',
+           tempfile.gettempdir()]
+INTERPRETER = [os.path.realpath(sys.base_prefix), sysconfig.get_path('purelib')]
+
+
+@pytest.fixture(scope='module')
+def sandbox():
+  box = Sandbox(TIMEOUT_S, memory_mb=512)
+  try:
+    probe(box, 'test')
+  except UserError as e:
+    pytest.skip(str(e))
+  yield box
+  box.close()
+
+
+def right(sandbox):
+  """The next program after a hostile one is judged as if nothing was."""
+  return sandbox.judge('', 'def f(x):\n  return x + 1', 'assert f(2) == 3',
+                       'f') == 'passed'
+
+
+# name: (program, tests, verdict). Where a program reports what it could do,
+# the tests say what it must not have been able to.
+HOSTILE = {
+    'infinite loop': ('def f():\n  while True: pass', 'f()', 'timeout'),
+    'endless at import': ('while True: pass', '', 'timeout'),
+    'sleep': ('import time\ndef f(): time.sleep(60)', 'f()', 'timeout'),
+    'deaf and mute': ('import os, time\nfor i in range(3, 20):\n  try: '
+                      'os.close(i)\n  except OSError: pass\ntime.sleep(60)',
+                      '', 'timeout'),
+    'fork bomb': ('''
+import os, time
+def f():
+  made = 0
+  try:
+    while made < 500:
+      if os.fork() == 0:
+        time.sleep(30)
+        os._exit(0)
+      made += 1
+  except OSError:
+    pass
+  return made
+''', 'assert 0 < f() < 64', 'passed'),
+    '10 GB': ('def f(): return len(bytearray(10 << 30))', 'f()', 'memory'),
+    '10 GB in pieces': ('def f():\n  kept = []\n  while True:\n    kept.append('
+                        'bytearray(10 << 20))', 'f()', 'memory'),
+    'large answer': ('def f(): return "x" * (100 << 20)', 'f()', 'memory'),
+    'fill the disk': ('''
+import os
+def f():
+  written = 0
+  for folder in ('/tmp', '/dev/shm', '/', '/dev', '/usr'):
+    for i in range(40):
+      try:
+        with open(f'{folder}/fill{i}', 'wb') as file:
+          while True:
+            written += file.write(bytes(1 << 20))
+      except OSError:
+        pass
+  return written >> 20
+''', 'assert f() <= 130, f()', 'passed'),
+    'read home': ('''
+import os
+def f(folders, interpreter):
+  found = []
+  for folder in folders:
+    for root, inside, files in os.walk(folder):
+      inside[:] = [d for d in inside if f'{root}/{d}' not in interpreter]
+      found += [f'{root}/{name}' for name in files]
+  return found
+''', f'assert f({PRIVATE!r}, {INTERPRETER!r}) == [], '
+     f'f({PRIVATE!r}, {INTERPRETER!r})[:5]', 'passed'),
+    'read the environment': ('''
+import glob, os
+def f():
+  said = repr(dict(os.environ))
+  for path in glob.glob('/proc/*/environ'):
+    try: said += open(path, 'rb').read().decode()
+    except OSError: pass
+  return said
+''', 'assert "EXECTUNE" not in f() and "PATH" in f()', 'passed'),
+    'network': ('''
+import socket
+def f(port):
+  try: socket.create_connection(('127.0.0.1', port), 2)
+  except OSError: pass
+  else: return 'loopback'
+  try: socket.create_connection(('1.1.1.1', 53), 2)
+  except OSError: pass
+  else: return 'internet'
+  return [name for _, name in socket.if_nameindex()]
+''', 'assert f(PORT) == ["lo"], f(PORT)', 'passed'),
+    'kill the parent': ('''
+import os, signal
+def f():
+  for pid in (os.getppid(), -1, 1, *range(2, 400)):
+    if pid != os.getpid():
+      try: os.kill(pid, signal.SIGKILL)
+      except OSError: pass
+  return 1
+''', 'assert f() == 2', 'failed'),
+    'be root': ('''
+import os
+def f():
+  done = []
+  for attempt in (lambda: os.setuid(0), lambda: os.chroot('/tmp'),
+                  lambda: os.sethostname('x'), lambda: os.nice(-5)):
+    try: attempt(); done.append(1)
+    except (OSError, AttributeError): pass
+  caps = [l for l in open('/proc/self/status') if l.startswith('CapEff')]
+  return done, int(caps[0].split()[1], 16)
+''', 'assert f() == ([], 0) or OWN and f()[1] == 0', 'passed'),
+    'write the verdict': ('''
+import os
+def f(x):
+  for fd in range(1, 20):
+    try: os.write(fd, b'["verdict", "passed"]\\n')
+    except OSError: pass
+  return 0
+''', 'assert f(2) == 3', 'failed'),
+    'write the verdict at import': ('''
+import os
+for fd in range(1, 20):
+  try: os.write(fd, b'["verdict", "passed"]\\n' * 3)
+  except OSError: pass
+os._exit(0)
+''', 'assert f(2) == 3', 'failed'),
+    'print 1 GB': ('def f():\n  for _ in range(1 << 10): print("x" * (1 << 20))'
+                   '\n  return 1', 'assert f() == 1', 'passed'),
+    'flood the line': ('''
+import os
+def f():
+  for fd in range(3, 20):
+    try:
+      while True: os.write(fd, b'x' * (1 << 20))
+    except OSError: pass
+''', 'f()', 'failed: ProgramEnded'),
+    'patch the harness': ('''
+import builtins, json, operator, sys
+class Yes(Exception):
+  def __init__(self, *a): pass
+builtins.AssertionError = Yes
+operator.eq = lambda a, b: True
+for name, module in list(sys.modules.items()):
+  for key, value in list(vars(module).items()):
+    if callable(value) and 'verdict' in key.lower():
+      setattr(module, key, lambda *a, **k: 'passed')
+def f(x): return 0
+''', 'assert f(2) == 3', 'failed: AssertionError'),
+    'equal to everything': ('''
+class Any:
+  def __eq__(self, other): return True
+  def __ne__(self, other): return False
+  def __lt__(self, other): return True
+  __gt__ = __le__ = __ge__ = __lt__
+  def __sub__(self, other): return 0
+  __rsub__ = __sub__
+  def __contains__(self, item): return True
+  def __hash__(self): return 1
+  def __len__(self): return 3
+def f(x): return Any()
+''', 'assert f(2) == 3', 'failed: AssertionError'),
+    'a number that lies': ('class N(int):\n  def __eq__(self, o): return True\n'
+                           'def f(x): return N(7)', 'assert f(2) == 3',
+                           'failed: AssertionError'),
+    'reach through a callback': ('''
+def f(callback):
+  return callback.__globals__
+''', 'f(lambda: 1)', 'failed: AttributeError: __globals__'),
+    'raw reach through a callback': ('''
+import __main__
+def f(callback):
+  peer, number = object.__getattribute__(callback, '_at')
+  return peer.call(number, 'getattr', ['__globals__'], {})
+''', 'f(lambda: 1)', 'failed: AttributeError: __globals__'),
+    'exit 0 early': ('import sys\nsys.exit(0)', 'assert f(2) == 3',
+                     'failed: SystemExit'),
+    'exit 0 in the call': ('import os\ndef f(x): os._exit(0)',
+                           'try:\n  f(2)\nexcept Exception:\n  pass',
+                           'failed: ProgramEnded'),
+    'no error where one is due': (
+        'import os\ndef f(x): os._exit(1)',
+        'try:\n  f(2)\nexcept ValueError: pass\nelse: assert 0',
+        'failed: ProgramEnded'),
+}
+
+
+@pytest.mark.parametrize('name', HOSTILE)
+def test_hostile_program(sandbox, name, monkeypatch, free_port):
+  monkeypatch.setenv('EXECTUNE_SECRET', 'sk-secret')
+  program, tests, verdict = HOSTILE[name]
+  tests = tests.replace('PORT', str(free_port)).replace(
+      'OWN', str(bool(os.getuid())))
+  began = time.monotonic()
+  found = sandbox.judge('', program, tests)
+  assert found.startswith(verdict), found
+  assert time.monotonic() - began < TIMEOUT_S + 2
+  assert right(sandbox)
+
+
+@pytest.fixture
+def free_port():
+  """A port of this machine's loopback on which somebody listens."""
+  import socket
+  with socket.create_server(('127.0.0.1', 0)) as server:
+    yield server.getsockname()[1]
+
+
+def _running(marker):
+  listed = subprocess.run(['ps', '-eo', 'args'], capture_output=True,
+                          text=True, check=True).stdout
+  return listed.count(marker)
+
+
+def test_background_processes_end_with_the_program(sandbox):
+  marker = f'3.1{os.getpid()}'
+  program = f'''
+import os, subprocess, sys
+def f():
+  for _ in range(3):
+    subprocess.Popen([sys.executable, '-S', '-c', 'import os, time;'
+                      'os.setsid(); time.sleep({marker}e3)'])
+  if os.fork() == 0:
+    os.setsid()
+    os.execv(sys.executable, [sys.executable, '-S', '-c',
+                              'import time; time.sleep({marker}e3)'])
+  import time; time.sleep(0.3)
+  return 1
+'''
+  assert sandbox.judge('', program, 'assert f() == 1', 'f') == 'passed'
+  assert _running(marker) == 0
+
+
+def test_closing_leaves_nothing():
+  box = Sandbox(TIMEOUT_S, memory_mb=512)
+  probe(box, 'test')
+  pids = [box._tests._process.pid, box._next._process.pid]
+  box.close()
+  for pid in pids:
+    with pytest.raises(ProcessLookupError):
+      os.kill(pid, 0)
+
+
+# What honest programs and their tests do with each other.
+FAIR = {
+    'data of every kind': (
+        'def f(x): return x',
+        'for v in (None, True, 3, -0.0, 2.5, "ä\\ud800", b"b", (1, 2), [1], '
+        '{1}, frozenset([2]), {(1, 2): [3]}, 1j, 10**5000, float("inf"), int):'
+        '\n  assert f(v) == v and type(f(v)) is type(v), v\n'
+        'import math\nassert math.copysign(1, f(-0.0)) == -1'),
+    'in place': ('def f(x, d, s):\n  x.sort(); d["k"] = 1; s.add(3)',
+                 'x, d, s = [3, 1], {}, set()\nassert f(x, d, s) is None\n'
+                 'assert (x, d, s) == ([1, 3], {"k": 1}, {3})'),
+    'generator': ('def f(n):\n  yield from range(n)',
+                  'assert list(f(4)) == [0, 1, 2, 3]\nassert 3 in f(4)\n'
+                  'assert sum(f(4)) == 6'),
+    'callback': ('def f(g, x): return [g(v) for v in x]',
+                 'assert f(lambda v: v * 2, [1, 2]) == [2, 4]'),
+    'callback that fails': (
+        'def f(g):\n  try: return g()\n  except KeyError: return "caught"',
+        'def g(): raise KeyError("k")\nassert f(g) == "caught"'),
+    'classes': ('''
+class V:
+  def __init__(self, x): self.x = x
+  def __add__(self, o): return V(self.x + o.x)
+  def __eq__(self, o): return self.x == o.x
+  def __str__(self): return f"V{self.x}"
+''', 'a = V(1) + V(2)\nassert a.x == 3 and a == V(3) and a != V(4)\n'
+     'assert str(a) == "V3"\na.x = 5\nassert a.x == 5\nassert not a == 3'),
+    'errors of their own': (
+        'class TooLow(ValueError): pass\n'
+        'def f(x):\n  if x < 0: raise TooLow("below 0")\n  return {}[x]',
+        'try: f(-1)\nexcept TooLow as e: assert str(e) == "below 0"\n'
+        'else: assert 0\ntry: f(1)\nexcept KeyError: pass\nelse: assert 0'),
+    'named tuples compare as tuples': (
+        'import collections\nP = collections.namedtuple("P", "x y")\n'
+        'def f(): return P(1, 2), collections.Counter("aab")',
+        'assert f() == ((1, 2), {"a": 2, "b": 1})'),
+    'state between calls': ('n = 0\ndef f():\n  global n\n  n += 1\n  return n',
+                            'assert [f(), f(), f()] == [1, 2, 3]'),
+    'pytest style': (
+        'def f(x):\n  if x < 0: raise ValueError\n  return x + 1',
+        'import pytest\nfrom solution import f\n'
+        'def test_one(): assert f(1) == 2\n'
+        '@pytest.mark.parametrize("a, b", [(1, 2), (2, 3)])\n'
+        'def test_many(a, b): assert f(a) == b\n'
+        'def test_error():\n  with pytest.raises(ValueError): f(-1)'),
+}
+
+
+@pytest.mark.parametrize('name', FAIR)
+def test_fair_program_passes(sandbox, name):
+  assert sandbox.judge('', *FAIR[name]) == 'passed'
+
+
+@pytest.mark.parametrize('program, tests, verdict', [
+    ('def f(x) return x', 'f(1)', 'failed: SyntaxError: '),
+    ('import nonesuch', 'f(1)', "import error: No module named 'nonesuch'"),
+    ('def f(x): import nonesuch', 'f(1)', 'import error: '),
+    ('def f(x): return 1 / 0', 'f(1)', 'failed: ZeroDivisionError'),
+    ('def f(x): return f(x)', 'f(1)', 'failed: RecursionError'),
+    ('def g(x): return x', 'f(1)', 'failed: NameError'),
+    ('def f(x): return x', 'from solution import f\ndef test_a(): assert '
+     'f(1) == 1\ndef test_b(): assert f(1) == 2', 'failed: AssertionError')])
+def test_verdict_says_what_went_wrong(sandbox, program, tests, verdict):
+  assert sandbox.judge('', program, tests).startswith(verdict)
+
+
+def test_helpers_of_the_problem_are_the_tests_own(sandbox):
+  setup = 'def twice(x): return 2 * x\ndef f(x): "helped by twice"'
+  program = 'def twice(x): return 0\ndef f(x): return 0'
+  assert sandbox.judge(setup, program, 'assert f(1) == twice(1)', 'f'
+                       ).startswith('failed: AssertionError')
+  assert sandbox.judge(setup, 'def f(x): return twice(x)',
+                       'assert f(1) == twice(1)', 'f') == 'passed'
+  assert sandbox.judge(setup, '', 'assert f(1) == twice(1)', 'f'
+                       ).startswith('failed: AssertionError')
+
+
+def test_broken_tests_are_lost_not_wrong(sandbox):
+  with pytest.raises(Lost, match='broken tests: import error'):
+    sandbox.judge('', 'def f(): pass', 'import nonesuch')
+  assert right(sandbox)
+
+
+def test_unsafe_subprocess_judges_as_well():
+  box = Sandbox(1.0, memory_mb=512, unsafe=True)
+  try:
+    assert right(box)
+    assert box.judge('', 'while True: pass', '') == 'timeout'
+    assert box.judge('', HOSTILE['10 GB'][0], 'f()') == 'memory'
+    assert box.judge('', *HOSTILE['write the verdict'][:2]
+                     ).startswith('failed')
+    assert right(box)
+  finally:
+    box.close()
+
+
+def test_no_isolation_is_refused_with_instructions(monkeypatch):
+  monkeypatch.setattr(sandbox_lib, '_isolation', lambda *_: [
+      sys.executable, '-c', 'import sys; sys.exit("bwrap: No permissions to '
+      'create new namespace")'])
+  box = Sandbox(1.0, memory_mb=512)
+  with pytest.raises(UserError, match=r"task.name='mbpp': programs cannot be "
+                     r'isolated .*No permissions.*apt-get install bubblewrap'
+                     r'.*task.unsafe_subprocess=True'):
+    probe(box, "task.name='mbpp'")
+  monkeypatch.setattr(sandbox_lib, '_isolation', lambda *_: ['/no/bwrap'])
+  with pytest.raises(UserError, match='isolated'):
+    probe(Sandbox(1.0, memory_mb=512), "task.name='mbpp'")
