@@ -81,8 +81,8 @@ def default_config() -> ml_collections.ConfigDict:
       large_core=core_section(''),  # evaluated alone, for comparison
   ))
   config.task = ml_collections.ConfigDict(dict(
-      name='word_problems',  # or gsm8k, svamp, jsonl, 'module:Class'
-      data_dir='',  # upstream files for gsm8k and svamp; *.jsonl for jsonl
+      name='word_problems',  # a row of tasks/__init__.py, or 'module:Class'
+      data_dir='',  # upstream's files, or your *.jsonl
       seed=0,
       train_size=2000,  # 0: all there are (not for word_problems)
       validation_size=100,
@@ -91,6 +91,9 @@ def default_config() -> ml_collections.ConfigDict:
       families=('one_step', 'units', 'two_step', 'three_step'),
       operations='+-*/',
       wordings=3,
+      timeout_s=5.0,  # of a program and its tests
+      memory_mb=1024,  # of a program
+      unsafe_subprocess=False,  # True: programs run without isolation
   ))
   config.guide = ml_collections.ConfigDict(dict(
       size='tiny',  # a row of models/zoo.py, or 'hf': what checkpoint says
@@ -217,7 +220,7 @@ def validate(config) -> None:
                'guide.max_new_tokens guide.max_prompt_tokens '
                'collect.problems rl.temperature rl.checkpoint_every '
                'evaluate.batch_size sft.checkpoint_every grader_processes '
-               'rl.deadline_s rl.tis_cap optim.clip_norm').split()
+               'task.timeout_s task.memory_mb rl.deadline_s rl.tis_cap optim.clip_norm').split()
   for field in positive:
     if read(config, field) <= 0:
       raise UserError(f'{field}={read(config, field)}: must be positive')

@@ -32,13 +32,33 @@ class PlanStep:
 
 
 @dataclasses.dataclass(frozen=True)
+class Tests:
+  """What a program is judged by.
+
+  source: Python that raises unless the program is right.
+  entry_point: what the program must define ('': no single name).
+  setup: what the program and its tests both begin with.
+  """
+  source: str
+  entry_point: str = ''
+  setup: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
 class Problem:
-  """One task instance; `answer` is the reference and stays on our side."""
+  """One task instance.
+
+  answer: the reference, a value or a program; it stays on our side, as do
+    plan and tests.
+  plan: how a reference solution goes, where a task knows.
+  tests: of tasks whose answers are programs.
+  """
   id: str
   question: str
   answer: str
   plan: tuple[PlanStep, ...] = ()
   tags: tuple[str, ...] = ()
+  tests: Tests | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +99,11 @@ class Execution:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-  """Whether the reply is right, and the final answer that was read in it."""
+  """Whether the reply is right.
+
+  extracted: the final answer that was read in it, or what became of its
+    program ('passed', 'failed: ...', 'timeout').
+  """
   correct: bool
   extracted: str | None = None
 
@@ -130,9 +154,10 @@ def to_dict(record) -> dict:
 
 def problem_from(data: Mapping) -> Problem:
   """Inverse of `to_dict` (also after a trip through JSON)."""
+  tests = data.get('tests')  # records of before there were any lack it
   return Problem(**{
       **data, 'plan': tuple(PlanStep(**s) for s in data['plan']),
-      'tags': tuple(data['tags'])})
+      'tags': tuple(data['tags']), 'tests': tests and Tests(**tests)})
 
 
 def from_dict(data: Mapping) -> Episode:

@@ -13,6 +13,9 @@ from collections.abc import Sequence
 Messages = tuple[tuple[str, str], ...]
 
 GUIDE_SYSTEM = 'Write a short strategy for the problem.'
+CODE_CORE_SYSTEM = (
+    'Write the Python program that the problem asks for. Follow the strategy '
+    'where one is given. Reply with the whole program in one ```python block.')
 CORE_SYSTEM = ('Solve the problem. Follow the strategy where one is given. '
                'End with: The answer is <number>.')
 GENERIC_STRATEGY = ('Read the problem carefully, decide which numbers matter, '
@@ -67,11 +70,23 @@ def math_core_messages(question: str, strategy: str | None,
   return tuple(messages)
 
 
+def code_core_messages(question: str, strategy: str | None) -> Messages:
+  """Core request for problems that ask for a program.
+
+  The layout of the question is part of it; it comes from the data set, not
+  from a model, and the strategy stands on one line behind it.
+  """
+  text = f'Problem: {question.strip()}'
+  if strategy is not None:
+    text += f'\nStrategy: {one_line(strategy)}'
+  return (('system', CODE_CORE_SYSTEM), ('user', text))
+
+
 TEACHER_SYSTEM = (
     'You write strategies for a weaker model that will carry them out. A '
     'strategy is a short list of concrete steps for this one problem. It '
-    'must not contain the final answer. Reply with exactly one '
-    '<strategy>...</strategy> block.')
+    'must not contain the final answer or the program that is asked for. '
+    'Reply with exactly one <strategy>...</strategy> block.')
 
 
 def teacher_messages(question: str,

@@ -15,6 +15,8 @@ nothing usable, or no strategy         reads cue words, sentence by sentence,
                                        up to `reading` operations; picks up an
                                        irrelevant number with `distraction`
 
+Asked for a Python program, it writes one that returns its answer.
+
 Slips are seeded by the prompt (and the draw, above temperature 0): the same
 request gets the same reply. Name: 'toy:small' or 'toy:large', with options:
 'toy:small?latency_s=0.2&failure_rate=0.1&seed=3'.
@@ -104,7 +106,9 @@ class ToyCore:
     if fate.random() < self.failure_rate:
       raise RetryableError(f'{self.name}: injected failure', usd=0.0)
     rng = random.Random(self._seed(request))
-    text = _Solver(self.skill, rng).reply(request.messages[-1][1])
+    asked = dict(request.messages).get('system', '')
+    text = _Solver(self.skill, rng).reply(request.messages[-1][1],
+                                          'Python' in asked)
     words = re.findall(r'\w+|[^\w\s]', text)
     finish = 'stop'
     if len(words) > request.max_tokens:
@@ -129,7 +133,7 @@ class _Solver:
   def __init__(self, skill: Skill, rng: random.Random):
     self.skill, self.rng = skill, rng
 
-  def reply(self, prompt: str) -> str:
+  def reply(self, prompt: str, program: bool = False) -> str:
     problem = re.search(r'Problem: (.*)', prompt)
     strategy = re.search(r'\nStrategy: (.*)', prompt)
     problem = problem.group(1) if problem else prompt
@@ -138,6 +142,10 @@ class _Solver:
       steps = self._read(problem)
     if not steps:
       return 'I do not know how to solve this.'
+    if program:
+      lines = [f'# {text} = {_show(value)}' for text, value in steps]
+      lines.append(f'return {_show(steps[-1][1])}')
+      return '```python\ndef solve():\n  ' + '\n  '.join(lines) + '\n```'
     shown = ' '.join(f'{text} = {_show(value)}.' for text, value in steps)
     return f'{shown} The answer is {_show(steps[-1][1])}.'
 

@@ -33,6 +33,7 @@ class Executor:
 
   def __init__(self, service, task, config, field: str = 'core'):
     self.task, self.settings = task, config[field]
+    task.check()
     self.client = service.client(field)
     self.graders = service.graders(config.task, config.core.shots)
     self.judge_settings = config.judge

@@ -10,6 +10,11 @@ BUILT_IN = {
     'word_problems': 'exectune_jax.tasks.word_problems:WordProblems',
     'gsm8k': 'exectune_jax.tasks.gsm8k:GSM8K',
     'svamp': 'exectune_jax.tasks.svamp:SVAMP',
+    'word_programs': 'exectune_jax.tasks.word_programs:WordPrograms',
+    'humaneval': 'exectune_jax.tasks.humaneval:HumanEval',
+    'mbpp': 'exectune_jax.tasks.mbpp:MBPP',
+    'mbpp_sanitized': 'exectune_jax.tasks.mbpp:SanitizedMBPP',
+    'kodcode': 'exectune_jax.tasks.kodcode:KodCode',
     'jsonl': 'exectune_jax.tasks.jsonl:JsonLines',
 }
 

@@ -1,7 +1,7 @@
 """What a task is: problems, core prompt, verdict and leak check.
 
-To bring your own, subclass `Task`; where answers are numbers, subclass
-`MathTask` and write `problems` alone.
+To bring your own, subclass `Task`; where answers are numbers subclass
+`MathTask`, where they are programs `CodeTask`, and write `problems` alone.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 from exectune_jax import prompts
 from exectune_jax.episode import Problem, Verdict
-from exectune_jax.tasks import verify_math
+from exectune_jax.errors import UserError
+from exectune_jax.tasks import sandbox, verify_code, verify_math
 
 
 class Task:
@@ -25,6 +26,12 @@ class Task:
   def __init__(self, options, shots: int = 0):
     self.options = options
     self.shots = shots
+
+  def check(self) -> None:
+    """Raises UserError where this machine cannot judge replies.
+
+    Called before any reply is paid for.
+    """
 
   def problems(self, split: str) -> Sequence[Problem]:
     """Problems of 'train', 'validation' or 'test'; must not overlap."""
@@ -70,6 +77,40 @@ class MathTask(Task):
       if value == answer and (stated or value not in given):
         return True
     return False
+
+
+class CodeTask(Task):
+  """Everything but `problems`, for problems that ask for a Python program.
+
+  Problems carry `tests`, and the reference program as their answer. Reads
+  task.timeout_s, task.memory_mb and task.unsafe_subprocess.
+  """
+
+  def __init__(self, options, shots: int = 0):
+    super().__init__(options, shots)
+    if shots:
+      raise UserError(f'core.shots={shots}: there are no worked examples of '
+                      'programs; set it to 0')
+    self._sandbox = sandbox.Sandbox(options.timeout_s, options.memory_mb,
+                                    options.unsafe_subprocess)
+
+  def check(self):
+    sandbox.probe(self._sandbox, f"task.name='{self.options.name}'")
+    self._sandbox.close()  # the graders have their own
+
+  def core_messages(self, problem, strategy):
+    return prompts.code_core_messages(problem.question, strategy)
+
+  def verify(self, problem, text):
+    tests = problem.tests
+    program = verify_code.extract_program(text, tests.setup,
+                                          tests.entry_point)
+    verdict = self._sandbox.judge(tests.setup, program, tests.source,
+                                  tests.entry_point)
+    return Verdict(verdict == 'passed', verdict)
+
+  def reveals_answer(self, problem, strategy):
+    return verify_code.contains_program(strategy, problem.answer)
 
 
 _ONES = ('zero one two three four five six seven eight nine ten eleven twelve '

@@ -11,31 +11,40 @@ from exectune_jax.tasks.base import MathTask
 
 
 def read_json_lines(path: pathlib.Path, fields: tuple[str, ...]) -> list[dict]:
-  """Rows of a JSON lines file, each an object with the named fields.
+  """Objects of a file with one a line, or with one array of all.
 
   Raises:
-    UserError: names the file and the line.
+    UserError: names the file and the line (of an array, the row) that is not
+      an object with these fields.
   """
   if not path.is_file():
     raise UserError(f"task.data_dir='{path.parent}': there is no {path.name}")
   rows = []
-  try:
-    lines = path.read_text('utf-8').split('\n')
-  except UnicodeDecodeError as e:
-    raise UserError(f'{path}: not UTF-8 text: {e.reason}') from e
-  for number, line in enumerate(lines, 1):
-    if not line.strip():
-      continue
-    try:
-      row = json.loads(line)
-    except json.JSONDecodeError as e:
-      raise UserError(f'{path}:{number}: not JSON: {e.msg}') from e
+  for number, row in _numbered(path):
     missing = [f for f in fields if not isinstance(row, dict) or f not in row]
     if missing:
       raise UserError(f"{path}:{number}: needs an object with the field "
                       f"'{missing[0]}'")
     rows.append(row)
   return rows
+
+
+def _numbered(path):
+  try:
+    text = path.read_text('utf-8')
+  except UnicodeDecodeError as e:
+    raise UserError(f'{path}: not UTF-8 text: {e.reason}') from e
+  number = 1
+  try:
+    if text.startswith('['):
+      yield from enumerate(json.loads(text), 1)
+      return
+    for number, line in enumerate(text.split('\n'), 1):
+      if line.strip():
+        yield number, json.loads(line)
+  except json.JSONDecodeError as e:
+    line = number + e.lineno - 1
+    raise UserError(f'{path}:{line}: not JSON: {e.msg}') from e
 
 
 class JsonLines(MathTask):

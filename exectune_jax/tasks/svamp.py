@@ -9,9 +9,6 @@ only problems that state no larger number.
 from __future__ import annotations
 
 import json
-import pathlib
-
-import tensorflow_datasets as tfds
 
 from exectune_jax.episode import Problem
 from exectune_jax.errors import UserError
@@ -19,40 +16,23 @@ from exectune_jax.tasks import tfds_source, verify_math
 from exectune_jax.tasks.base import MathTask
 
 _URL = 'https://raw.githubusercontent.com/arkilpatel/SVAMP/main/SVAMP.json'
-_FILE = 'svamp.json'
 _SPLITS = {'train': 'problems[:600]', 'validation': 'problems[600:700]',
            'test': 'problems[700:]', 'all': 'problems'}
 
 
-class ExectuneSvamp(tfds.core.GeneratorBasedBuilder):
-  """Reads the upstream JSON from `source`, or downloads it."""
+class ExectuneSvamp(tfds_source.UpstreamBuilder):
+  """Upstream's one file, a JSON array."""
 
-  VERSION = tfds.core.Version('1.0.0')
-  RELEASE_NOTES = {'1.0.0': 'First.'}
+  FILES = {'problems': 'svamp.json'}
+  URLS = {'problems': _URL}
+  FIELDS = ('question', 'answer')
 
-  def __init__(self, *, source: str = '', **kwargs):
-    self._source = source
-    super().__init__(**kwargs)
-
-  def _info(self):
-    text = tfds.features.Text
-    return tfds.core.DatasetInfo(
-        builder=self, description='SVAMP, upstream order.',
-        disable_shuffling=True, features=tfds.features.FeaturesDict(
-            {'question': text(), 'answer': text()}))
-
-  def _split_generators(self, dl_manager):
-    path = (pathlib.Path(self._source) / _FILE if self._source
-            else dl_manager.download(_URL))
-    return {'problems': self._generate_examples(pathlib.Path(path))}
-
-  def _generate_examples(self, path):
+  def rows(self, path):
     try:
-      rows = json.loads(path.read_text('utf-8'))
-      for i, row in enumerate(rows):
+      for i, row in enumerate(json.loads(path.read_text('utf-8'))):  # noqa: B007
         body = row['Body'].strip().rstrip('.,')
-        yield i, {'question': f'{body}. {row["Question"].strip()}',
-                  'answer': _plain(float(row['Answer']))}
+        yield {'question': f'{body}. {row["Question"].strip()}',
+               'answer': _plain(float(row['Answer']))}
     except json.JSONDecodeError as e:
       raise UserError(f'{path}:{e.lineno}: not JSON: {e.msg}') from e
     except (KeyError, TypeError, ValueError, AttributeError) as e:
@@ -64,7 +44,7 @@ class SVAMP(MathTask):
   """task.data_dir: directory with svamp.json."""
 
   def problems(self, split):
-    rows = tfds_source.read(ExectuneSvamp, self.options.data_dir, (_FILE,),
+    rows = tfds_source.read(ExectuneSvamp, self.options.data_dir,
                             _SPLITS[split])
     found = [Problem(f'svamp-{split}-{i}', row['question'], row['answer'])
              for i, row in enumerate(rows)]

@@ -5,8 +5,56 @@ from __future__ import annotations
 import hashlib
 import os
 import pathlib
+from collections.abc import Iterator
+from typing import ClassVar
+
+import tensorflow_datasets as tfds
 
 from exectune_jax.errors import UserError
+
+
+class UpstreamBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """A data set of texts, made of the files that upstream ships.
+
+  A subclass names its FILES, where each comes from, its text FIELDS, and
+  `rows`, which reads one file.
+
+  Args:
+    source: directory with the files; '' downloads them.
+  """
+
+  VERSION = tfds.core.Version('1.0.0')
+  RELEASE_NOTES: ClassVar = {'1.0.0': 'First.'}
+  FILES: ClassVar[dict[str, str]] = {}  # TFDS split: file name
+  URLS: ClassVar[dict[str, str]] = {}  # TFDS split: where to download it
+  FIELDS: ClassVar[tuple[str, ...]] = ()
+
+  def __init__(self, *, source: str = '', **kwargs):
+    self._source = source
+    super().__init__(**kwargs)
+
+  def rows(self, path: pathlib.Path) -> Iterator[dict[str, str]]:
+    """Rows of a file: dicts with FIELDS. Raises UserError for bad ones."""
+    raise NotImplementedError
+
+  def _info(self):
+    return tfds.core.DatasetInfo(
+        builder=self, description='In upstream order.',
+        disable_shuffling=True, features=tfds.features.FeaturesDict(
+            {f: tfds.features.Text() for f in self.FIELDS}))
+
+  def _split_generators(self, dl_manager):
+    if self._source:
+      paths = {s: pathlib.Path(self._source) / f
+               for s, f in self.FILES.items()}
+    else:
+      paths = dl_manager.download_and_extract(self.URLS)
+    return {s: self._generate_examples(pathlib.Path(p))
+            for s, p in paths.items()}
+
+  def _generate_examples(self, path):
+    for i, row in enumerate(self.rows(path)):
+      yield i, {f: row[f] for f in self.FIELDS}
 
 
 def cache_root() -> pathlib.Path:
@@ -15,18 +63,17 @@ def cache_root() -> pathlib.Path:
   return pathlib.Path(os.environ.get('TFDS_DATA_DIR', default)).expanduser()
 
 
-def read(builder_class, source: str, files: tuple[str, ...], split: str):
-  """Rows of a split as dicts of str and float.
+def read(builder_class: type[UpstreamBuilder], source: str, split: str):
+  """Rows of a split as dicts of str.
 
   Args:
-    builder_class: a GeneratorBasedBuilder taking `source`.
+    builder_class: which data set.
     source: directory with the upstream files; '' downloads them.
-    files: what must be in that directory.
     split: TFDS split expression, such as 'train[:100]'.
   """
   import grain.python as grain
-  import tensorflow_datasets as tfds
   tfds.disable_progress_bar()
+  files = builder_class.FILES.values()
   version = 'upstream'
   if source:
     digest = hashlib.sha256()
@@ -38,6 +85,9 @@ def read(builder_class, source: str, files: tuple[str, ...], split: str):
                         'download it')
       digest.update(path.read_bytes())
     version = digest.hexdigest()[:16]  # changed files are built anew
+  elif not builder_class.URLS:
+    raise UserError(f"task.data_dir='': name a directory that holds "
+                    f'{", ".join(files)}; it cannot be downloaded')
   builder = builder_class(source=source, data_dir=cache_root() / version,
                           file_format='array_record')
   try:
