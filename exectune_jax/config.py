@@ -220,7 +220,8 @@ def validate(config) -> None:
                'guide.max_new_tokens guide.max_prompt_tokens '
                'collect.problems rl.temperature rl.checkpoint_every '
                'evaluate.batch_size sft.checkpoint_every grader_processes '
-               'task.timeout_s task.memory_mb rl.deadline_s rl.tis_cap optim.clip_norm').split()
+               'task.timeout_s task.memory_mb rl.deadline_s rl.tis_cap '
+               'optim.clip_norm').split()
   for field in positive:
     if read(config, field) <= 0:
       raise UserError(f'{field}={read(config, field)}: must be positive')

@@ -13,7 +13,7 @@ from exectune_jax.tasks.jsonl import read_json_lines
 
 
 class ExectuneHumaneval(tfds_source.UpstreamBuilder):
-  """Upstream's one file of JSON lines, unpacked."""
+  """Upstream's one file of JSON lines, unpacked or not."""
 
   FILES = {'test': 'humaneval.jsonl'}
   URLS = {'test': 'https://raw.githubusercontent.com/openai/human-eval/master/'

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import pathlib
 
 from exectune_jax.episode import Problem
 from exectune_jax.errors import UserError
 from exectune_jax.tasks.base import MathTask
+
+GZIP = b'\x1f\x8b'  # what such a file begins with
 
 
 def read_json_lines(path: pathlib.Path, fields: tuple[str, ...]) -> list[dict]:
@@ -31,7 +34,8 @@ def read_json_lines(path: pathlib.Path, fields: tuple[str, ...]) -> list[dict]:
 
 def _numbered(path):
   try:
-    text = path.read_text('utf-8')
+    data = path.read_bytes()
+    text = (gzip.decompress(data) if data.startswith(GZIP) else data).decode()
   except UnicodeDecodeError as e:
     raise UserError(f'{path}: not UTF-8 text: {e.reason}') from e
   number = 1

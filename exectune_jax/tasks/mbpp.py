@@ -78,5 +78,5 @@ def _problem(row) -> Problem:
   return Problem(
       f'mbpp-{row["task_id"]}',
       f'{row["text"].strip()}\nIt must pass these tests:\n{shown}',
-      row['code'], tests=Tests(f'{row["setup"]}\n{shown}\n',
-                               called[-1] if called else ''))
+      row['code'],
+      tests=Tests(shown, called[-1] if called else '', row['setup']))

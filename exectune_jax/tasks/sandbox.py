@@ -77,14 +77,13 @@ class Sandbox:
       self._next = self._start('program')  # starts while this one runs
       verdict = self._carry(job, program)
     except TimeoutError:
-      verdict = 'timeout'
-    except EOFError as e:  # the tests' side: whoever is to blame, start anew
-      verdict = f'failed: the tests ended: {e}'
+      self._renew_tests()  # they wait for an answer that will not come
+      return 'timeout'
+    except EOFError as e:  # theirs; what a program ends is told to them
+      self._renew_tests()
+      raise Lost('sandbox: the interpreter of the tests ended') from e
     finally:
       program.kill()
-    if verdict == 'timeout' or verdict.startswith('failed: the tests ended'):
-      self._tests.kill()
-      self._tests = None
     if verdict.startswith('broken tests'):
       raise Lost(verdict)
     return verdict
@@ -93,6 +92,10 @@ class Sandbox:
     for process in filter(None, (self._tests, self._next)):
       process.kill()
     self._tests = self._next = None
+
+  def _renew_tests(self):
+    self._tests.kill()
+    self._tests = None
 
   def _start(self, role) -> _Process:
     return _Process(role, self._limits, self._unsafe)
@@ -137,7 +140,7 @@ class _Process:
     self._in, self._out = (f.fileno() for f in (self._process.stdin,
                                                 self._process.stdout))
     os.set_blocking(self._in, False)
-    self._read = b''
+    self._read = bytearray()
     self._ready = False
 
   def ready(self):
@@ -155,16 +158,20 @@ class _Process:
 
   def receive(self, deadline: float) -> bytes:
     """One line. Raises TimeoutError, or EOFError for an end or a flood."""
-    while b'\n' not in self._read:
+    end = self._read.find(b'\n')
+    while end < 0:
       if len(self._read) > MAX_LINE:
         raise EOFError('a message without end')
       _wait(self._out, select.POLLIN, deadline)
       piece = os.read(self._out, 1 << 20)
       if not piece:
         raise EOFError('ended')
+      found = piece.find(b'\n')
+      end = found if found < 0 else found + len(self._read)
       self._read += piece
-    line, _, self._read = self._read.partition(b'\n')
-    return line + b'\n'
+    line = bytes(self._read[:end + 1])
+    del self._read[:end + 1]
+    return line
 
   def send(self, data: bytes, deadline: float) -> None:
     """Raises TimeoutError if it is not read, EOFError if it cannot be."""

@@ -48,7 +48,7 @@ class UpstreamBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       paths = {s: pathlib.Path(self._source) / f
                for s, f in self.FILES.items()}
     else:
-      paths = dl_manager.download_and_extract(self.URLS)
+      paths = dl_manager.download(self.URLS)
     return {s: self._generate_examples(pathlib.Path(p))
             for s, p in paths.items()}
 
