@@ -157,6 +157,7 @@ def default_config() -> ml_collections.ConfigDict:
       kl=0.0,  # weight of KL(guide || initial guide)
       tis_cap=2.0,  # truncated importance sampling, trainer against sampler
       max_staleness=1,  # policy versions in flight; 0: strictly on-policy
+      replace=0,  # times a group of equal rewards makes room for a new one
       deterministic=True,  # train groups in the order they were started
       deadline_s=600.0,  # for one group's rewards
       max_lost_fraction=0.5,  # of the last ten steps' episodes
@@ -228,7 +229,7 @@ def validate(config) -> None:
   for field in ('collect.max_revisions core.shots task.train_size '
                 'task.validation_size task.test_size sft.examples rl.kl '
                 'sft.base_examples evaluate.alpha_samples budget_usd '
-                'rl.max_staleness mesh.hosts guide.lora_rank '
+                'rl.max_staleness rl.replace mesh.hosts guide.lora_rank '
                 'sft.row_length').split() + [
                     f'{core}.{field}' for core in CORES for field in (
                         'requests_per_minute', 'tokens_per_minute')]:

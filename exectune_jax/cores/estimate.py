@@ -50,8 +50,9 @@ def counts(config, stage: str, sizes: dict[str, int]) -> dict[str, tuple]:
     members = config.rl.steps * config.rl.groups * config.rl.group_size
     alone = min(sizes['train'], config.rl.steps * config.rl.groups)
     alone *= draws_alone(config.core)
-    asked = {'core': (members + alone,) * 2}
-    guided = (members, members)
+    times = 1 + config.rl.replace
+    asked = {'core': (members + alone, (members + alone) * times)}
+    guided = (members, members * times)
   elif stage == 'evaluate':
     systems = config.evaluate.systems
     guides = set(systems) - set(UNGUIDED)

@@ -12,6 +12,7 @@ import concurrent.futures
 import dataclasses
 import statistics
 import time
+from collections.abc import Iterable
 
 from exectune_jax import interrupt
 from exectune_jax.cores.base import CoreRequest, draws_alone
@@ -133,8 +134,8 @@ class Collector:
     group.members[index] = (strategy, self.service.submit(
         self.executor.execute(episode, draw)))
 
-  def drop(self, groups: list[list[Episode]]) -> None:
-    """Forgets groups that an update has been made of."""
+  def drop(self, groups: Iterable[list[Episode]]) -> None:
+    """Forgets groups: an update has been made of them, or never will be."""
     for group in groups:
       del self._groups[group[0].group]
 
@@ -143,7 +144,7 @@ class Collector:
     return [{'number': g.number, 'version': g.version,
              'members': [dataclasses.asdict(g.members[i][0])
                          for i in sorted(g.members)]}
-            for _, g in sorted(self._groups.items())
+            for g in map(self._groups.get, self._order())
             if len(g.members) == self.config.rl.group_size]
 
   def restore(self, data: dict, problem: Problem) -> None:
@@ -157,9 +158,10 @@ class Collector:
   def take(self, count: int, version: int) -> list[list[Episode]]:
     """Waits for `count` groups and returns them scored, in group order.
 
-    In deterministic mode these are the oldest groups. Otherwise they are
-    those that would be too stale after this update, then the first to
-    complete. They stay pending until `drop`.
+    In deterministic mode these are the oldest groups, one that replaces
+    another being as old as that one. Otherwise they are those that would be
+    too stale after this update, then the first to complete. They stay pending
+    until `drop`.
 
     Raises:
       Stopped: a signal came while waiting; the groups stay pending.
@@ -167,14 +169,15 @@ class Collector:
     while True:
       chosen = self._choose(count, version)
       if chosen is not None:
-        return [self._finish(self._groups[n]) for n in sorted(chosen)]
+        return [self._finish(self._groups[n]) for n in self._order()
+                if n in chosen]
       interrupt.check()
       time.sleep(0.002)
 
   def _choose(self, count, version):
     """Numbers of the groups to train on now, or None while waiting."""
     rl = self.config.rl
-    order = sorted(self._groups)
+    order = self._order()
     if rl.deterministic:
       wanted = order[:count]
       return wanted if all(self._done(n) for n in wanted) else None
@@ -192,6 +195,11 @@ class Collector:
     chosen += [n for n in order
                if n not in chosen and self._done(n)][:count - len(chosen)]
     return chosen[:count] if len(chosen) >= count else None
+
+  def _order(self) -> list[int]:
+    """Numbers of all groups by their places in the run."""
+    places = self.config.rl.steps * self.config.rl.groups
+    return sorted(self._groups, key=lambda n: (n % places, n))
 
   def _done(self, number) -> bool:
     group = self._groups[number]

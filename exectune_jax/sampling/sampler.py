@@ -94,13 +94,14 @@ class Sampler:
       seed: base seed.
       temperature: 0 for the most likely tokens.
       top_k, top_p: 0 and 1 for no truncation, which training needs.
-      slots: B, prompts decoded at a time; 0 for all.
+      slots: B, prompts decoded at a time; 0 for all. What is compiled
+        depends on it, and not on how many prompts there are.
     """
     if temperature < 0:
       raise ValueError(f'temperature={temperature}: 0 or more')
     how = dict(temperature=temperature, top_k=top_k, top_p=top_p)
     multiple = sharding.row_multiple(self.mesh)
-    B = -(-min(slots or len(prompts), len(prompts)) // multiple) * multiple
+    B = -(-(slots or len(prompts)) // multiple) * multiple
     queue = collections.deque(sorted(range(len(prompts)),
                                      key=lambda i: _width(prompts[i])))
     if not queue:

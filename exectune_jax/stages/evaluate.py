@@ -115,7 +115,7 @@ def _attempts(name, problems, count, temperature, learner, cores, config,
         variables, [guide.prompt(p) for p in problems], range(len(problems)),
         count, seed=config.seed, temperature=temperature,
         top_k=config.evaluate.top_k, top_p=config.evaluate.top_p,
-        slots=config.evaluate.batch_size):
+        slots=min(config.evaluate.batch_size, len(problems))):
       found[s.row, s.index] = guide.read(s.tokens, s.logprobs, s.complete)
       advance()
       interrupt.check()

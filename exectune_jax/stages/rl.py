@@ -3,7 +3,8 @@
 The loop reads like the method: admit, sample, execute, score, compare within
 the group, update. Rewards of one batch are collected while the next one is
 sampled; at most `rl.max_staleness` + 1 batches are in flight, by admission,
-so no finished group is ever thrown away.
+so no finished group is ever thrown away for being late. Where `rl.replace`
+says so, groups whose members all got the same reward make room for new ones.
 
 Leaves guides/<rl.output> (checkpoint, metrics) and episodes/<rl.output>.jsonl.
 A checkpoint holds the strategies that were sampled and not yet trained on,
@@ -54,7 +55,7 @@ def run(config, workdir):
     checkpoints.close()
     return
   estimate.show(config, 'rl', workdir, problems)
-  next_group = extra.get('next_group', 0)
+  next_group, replaced = extra.get('next_group', 0), []
   writer = metrics.MetricsWriter(workdir / 'guides' / rl.output, step)
   part = f'.{hosts.index()}' if hosts.index() else ''
   log = metrics.reopen(workdir / 'episodes' / f'{rl.output}{part}.jsonl', step)
@@ -69,41 +70,57 @@ def run(config, workdir):
     """Whether this process asks cores about a group."""
     return number % rl.groups * hosts.count() // rl.groups == hosts.index()
 
+  def admit(numbers):
+    """Samples groups; each strategy goes to the core once it is decoded."""
+    chosen = [problem_of(n) for n in numbers]
+    for number, problem in zip(numbers, chosen, strict=True):
+      if mine(number):
+        collector.open(number, problem, step)
+    for s in learner.sampler.sample(
+        state.variables, [guide.prompt(p) for p in chosen], numbers,
+        rl.group_size, seed=config.seed, temperature=rl.temperature,
+        slots=rl.groups):
+      if mine(numbers[s.row]):
+        collector.add(numbers[s.row], s.index,
+                      guide.read(s.tokens, s.logprobs, s.complete))
+
   def save():
-    pending = sum(hosts.gather_json(collector.pending()), [])
-    checkpoints.save(state, {'next_group': next_group, 'pending': pending})
+    pending, aside = (sum(hosts.gather_json(x), []) for x in (
+        collector.pending(), replaced))
+    checkpoints.save(state, {'next_group': next_group, 'pending': pending,
+                             'replaced': aside})
 
   with CoreService(config, workdir, f'rl:{rl.output}', hosts.index(),
                    hosts.count()) as cores, \
       progress.track(f'rl {rl.output}: steps', rl.steps, step,
                      lambda: cores.ledger.spent_usd) as advance:
-    collector = Collector(cores, task, config)
+    collector, usd = Collector(cores, task, config), cores.ledger.spent_usd
     for pending in extra.get('pending', []):
       if mine(pending['number']):
         collector.restore(pending, problem_of(pending['number']))
+    replaced += [e for e in extra.get('replaced', []) if mine(e['group'])]
     try:
       while step < rl.steps:
-        # 1. Admit and sample: each strategy goes to the core once decoded.
-        began = time.monotonic()
+        # 1. Admit and sample, as far ahead as the staleness bound lets.
+        clock = Clock()
         limit = min(step + 1 + rl.max_staleness, rl.steps) * rl.groups
         while next_group < limit:
-          numbers = range(next_group, next_group + rl.groups)
-          chosen = [problem_of(n) for n in numbers]
-          for number, problem in zip(numbers, chosen, strict=True):
-            if mine(number):
-              collector.open(number, problem, step)
-          for s in learner.sampler.sample(
-              state.variables, [guide.prompt(p) for p in chosen], numbers,
-              rl.group_size, seed=config.seed, temperature=rl.temperature):
-            if mine(numbers[s.row]):
-              collector.add(numbers[s.row], s.index,
-                            guide.read(s.tokens, s.logprobs, s.complete))
+          admit(range(next_group, next_group + rl.groups))
           next_group += rl.groups
-        sampled = time.monotonic()
+        clock.lap('sampling')
 
-        # 2. Execute and score: wait for the rewards of this step's groups.
+        # 2. Execute and score: wait for the rewards of this step's groups,
+        # and of those that take the place of groups without a signal.
         groups = collector.take(rl.groups // hosts.count(), step)
-        waited = time.monotonic()
+        clock.lap('waiting')
+        while dull := replaceable(groups, rl):
+          old = [g for g in groups if g[0].group in dull]
+          admit([n + rl.steps * rl.groups for n in dull])
+          collector.drop(old)
+          replaced += [to_dict(e) for group in old for e in group]
+          clock.lap('sampling')
+          groups = collector.take(rl.groups // hosts.count(), step)
+          clock.lap('waiting')
 
         # 3. Compare within groups, update.
         rows = make_batch(groups, guide, rl)
@@ -116,16 +133,19 @@ def run(config, workdir):
 
         # 4. Bookkeeping, while the update runs; metrics one step late.
         note = _report(late, writer)
-        report = summarise(groups, rows, step)
-        report |= {'seconds_sampling': sampled - began,
-                   'seconds_waiting': waited - sampled,
-                   'usd_total': cores.ledger.spent_usd * hosts.count()}
+        usd, before = cores.ledger.spent_usd, usd
+        report = summarise(groups, rows, step, rl) | clock.report() | {
+            'replaced': (len(replaced) * hosts.count()
+                         / (rl.groups * rl.group_size)),
+            'usd_step': (usd - before) * hosts.count(),
+            'usd_total': usd * hosts.count()}
         report = dict(zip(report, hosts.gather(list(report.values())).mean(0),
                           strict=True))
         late = (step, values, report)
-        for episode in (e for group in groups for e in group):
-          log.write(json.dumps({'step': step, **to_dict(episode)}) + '\n')
+        for row in (*replaced, *(to_dict(e) for g in groups for e in g)):
+          log.write(json.dumps({'step': step, **row}) + '\n')
         log.flush()
+        replaced.clear()
         if rl.show_every and (step == 1 or step % rl.show_every == 0):
           progress.show_episode(groups[0][0], f'[{rl.output} step {step}]')
         advance(1, note)
@@ -160,6 +180,50 @@ class Reference:
     return self.score(self.variables, batch)
 
 
+class Clock:
+  """Where the seconds of a step go.
+
+  While the main thread waits for rewards, the accelerator has nothing to do:
+  sampling has handed over its last token, and the update before it is done.
+  """
+
+  def __init__(self):
+    self.began = self.last = time.monotonic()
+    self.seconds = collections.Counter()
+
+  def lap(self, name: str) -> None:
+    now = time.monotonic()
+    self.seconds[name] += now - self.last
+    self.last = now
+
+  def report(self) -> dict[str, float]:
+    whole = time.monotonic() - self.began
+    return {'seconds_sampling': self.seconds['sampling'],
+            'seconds_waiting': self.seconds['waiting'],
+            'seconds_step': whole, 'idle': self.seconds['waiting'] / whole}
+
+
+def replaceable(groups, rl) -> list[int]:
+  """Numbers of groups, of all processes, that fresh ones should replace:
+  all rewards are the same, and that has not happened too often in a row."""
+  if not rl.replace:
+    return []
+  found = []
+  for group in groups:
+    advantages, valid = _advantages(group, rl)
+    replaced_before = group[0].group // (rl.steps * rl.groups)
+    if (valid.any() and not advantages.any()
+        and replaced_before < rl.replace):
+      found.append(group[0].group)
+  return sorted(sum(hosts.gather_json(found), []))
+
+
+def _advantages(group, rl):
+  rewards = [np.nan if e.reward is None else e.reward.total for e in group]
+  return group_advantages(rewards, rl.advantage, rl.baseline,
+                          group[0].base or 0.0)
+
+
 def make_batch(groups, guide, rl) -> dict[str, np.ndarray]:
   """Rows for the GRPO step: a group each, or a member each.
 
@@ -169,10 +233,7 @@ def make_batch(groups, guide, rl) -> dict[str, np.ndarray]:
   rows, logprobs, advantages, masks = [], [], [], []
   for group in groups:
     prompt = guide.prompt(group[0].problem)
-    rewards = [np.nan if e.reward is None else e.reward.total for e in group]
-    a, valid = group_advantages(rewards, rl.advantage, rl.baseline,
-                                group[0].base or 0.0)
-    members = list(zip(group, a, valid, strict=True))
+    members = list(zip(group, *_advantages(group, rl), strict=True))
     for row in [members] if rl.share_prompt else [[m] for m in members]:
       texts = [e.strategy.tokens for e, _, _ in row]
       rows.append([batches.Block(prompt, texts)])
@@ -187,12 +248,13 @@ def make_batch(groups, guide, rl) -> dict[str, np.ndarray]:
           'advantage_BT': batches.lay_slots(advantages, slots)}
 
 
-def summarise(groups, batch, step) -> dict[str, float]:
+def summarise(groups, batch, step, rl) -> dict[str, float]:
   """Reward statistics of one step; rates are over episodes not lost."""
   episodes = [e for group in groups for e in group]
   known = [e for e in episodes if e.status != LOST]
   n = max(1, len(known))
   bases = {e.group: e.base for e in known}
+  ages = [step - 1 - group[0].version for group in groups]
   report = {
       'reward': sum(e.reward.total for e in known) / n,
       'success': sum(e.success for e in known) / n,
@@ -204,7 +266,10 @@ def summarise(groups, batch, step) -> dict[str, float]:
       'no_signal': float(np.mean([
           not np.any(a) for a in np.split(batch['advantage_BT'],
                                           len(groups))])),
-      'staleness': float(np.mean([step - 1 - g[0].version for g in groups])),
+      'staleness': float(np.mean(ages)),
+      # A histogram: which share of the groups was how many updates old.
+      **{f'staleness_{age}': ages.count(age) / len(ages)
+         for age in range(rl.max_staleness + 1)},
       'strategy_tokens': float(np.mean([len(e.strategy.tokens)
                                         for e in episodes]))}
   for part in ('exec', 'judge', 'leak', 'degrade', 'cost'):
@@ -217,7 +282,12 @@ def _report(late, writer) -> str:
   if late is None:
     return ''
   step, values, report = late
-  writer.write(step, {**jax.device_get(values), **report})
+  values = jax.device_get(values)
+  if 'tis_weight' in values:
+    # Effective sample size of the importance weights, as a share of tokens.
+    values['effective_samples'] = (values['tis_weight'] ** 2
+                                   / max(values['tis_weight_sq'], 1e-9))
+  writer.write(step, {**values, **report})
   return f'reward {report["reward"]:.3f}, success {report["success"]:.3f}'
 
 
