@@ -2,7 +2,8 @@
 
 Messages are tuples of (role, text). The parts of a user message are marked
 by `Problem:` and `Strategy:` lines; a strategy is untrusted text, so it is
-folded onto one line, which keeps it from opening a section of its own.
+folded onto one line, which keeps it from opening a section of its own, and
+what chat templates take for the end of a turn is taken apart.
 """
 
 from __future__ import annotations
@@ -36,8 +37,15 @@ MATH_SHOTS = (
 
 
 def one_line(text: str) -> str:
-  """Folds untrusted text so that it cannot start a section of a prompt."""
+  """Folds text so that it cannot start a section of a prompt."""
   return re.sub(r'\s+', ' ', text).strip()
+
+
+def untrusted(text: str) -> str:
+  """What a model wrote, for the prompt of another: one line, no control
+  tokens such as <|im_end|>, </s>, <start_of_turn> or [/INST]."""
+  text = re.sub(r'<(?=[|\uff5c/A-Za-z])', '< ', one_line(text))
+  return re.sub(r'\[(?=/?INST\])', '[ ', text)
 
 
 def guide_messages(question: str) -> Messages:
@@ -48,7 +56,7 @@ def core_question(question: str, strategy: str | None) -> str:
   """The user turn of a core request, with or without a strategy."""
   text = f'Problem: {one_line(question)}'
   if strategy is not None:
-    text += f'\nStrategy: {one_line(strategy)}'
+    text += f'\nStrategy: {untrusted(strategy)}'
   return text
 
 
@@ -78,7 +86,7 @@ def code_core_messages(question: str, strategy: str | None) -> Messages:
   """
   text = f'Problem: {question.strip()}'
   if strategy is not None:
-    text += f'\nStrategy: {one_line(strategy)}'
+    text += f'\nStrategy: {untrusted(strategy)}'
   return (('system', CODE_CORE_SYSTEM), ('user', text))
 
 
@@ -106,7 +114,7 @@ def feedback(fault: str, core_answer: str | None) -> str:
   """
   if core_answer is None:
     return f'That strategy was rejected: {fault}.'
-  return (f'The model carried it out and answered: "{one_line(core_answer)}". '
+  return (f'The model carried it out and answered: "{untrusted(core_answer)}". '
           f'{fault}.')
 
 
@@ -121,7 +129,8 @@ JUDGE_REPAIR = 'That was not the required JSON object. Reply with it only.'
 
 
 def judge_messages(question: str, strategy: str) -> Messages:
-  quoted = one_line(strategy).replace('<<<', '< < <').replace('>>>', '> > >')
+  # No two brackets stay together: nothing in it can look like the end.
+  quoted = re.sub('(?<=[<>])(?=[<>])', ' ', untrusted(strategy))
   return (('system', JUDGE_SYSTEM),
           ('user', f'Problem: {one_line(question)}\n'
                    f'Strategy: <<< {quoted} >>>'))

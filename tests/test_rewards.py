@@ -6,9 +6,7 @@ import pytest
 from exectune_jax.episode import (LOST, MALFORMED, Episode, Execution, Problem,
                                   Strategy, Verdict)
 from exectune_jax.learning.advantages import group_advantages
-from exectune_jax.rewards import judge
 from exectune_jax.rewards.executability import score_group
-from exectune_jax.tasks import make_task
 
 WEIGHTS = {'exec': 1.0, 'judge': 0.5, 'leak': 1.0, 'degrade': 0.5, 'cost': 0.1}
 
@@ -129,40 +127,3 @@ def test_too_few_valid_members_leave_the_batch():
   for rewards in ([1.0, np.nan, np.nan], [np.nan] * 3):
     advantages, valid = group_advantages(rewards)
     assert not advantages.any() and not valid.any()
-
-
-@pytest.mark.parametrize('text, parsed', [
-    ('{"quality": 0.5, "leaks_answer": false}', (0.5, False)),
-    ('```json\n{"quality": 1, "leaks_answer": true}\n```', (1.0, True)),
-    ('{"quality": 1.5, "leaks_answer": false}', None),
-    ('{"quality": true, "leaks_answer": false}', None),
-    ('{"quality": "1", "leaks_answer": false}', None),
-    ('{"quality": NaN, "leaks_answer": false}', None),
-    ('{"quality": 0.5}', None),
-    ('{"quality": 0.5, "leaks_answer": false, "x": 1}', None),
-    ('The quality is 0.5', None), ('', None), ('[]', None),
-    ('[' * 5000, None)])
-def test_judge_schema_is_strict(text, parsed):
-  assert judge.parse(text) == parsed
-
-
-@pytest.mark.parametrize('question, answer, strategy, leaks', [
-    ('Ada has 3 pens and 4 cups.', '12', '3 * 4', False),
-    ('Ada has 3 pens and 4 cups.', '12', '3 * 4 = 12', True),
-    ('Ada has 3 pens and 4 cups.', '12', 'You get twelve.', True),
-    ('Ada has 3 pens and 4 cups.', '12', 'It is 12.0', True),
-    ('Ada has 3 pens and 4 cups.', '12', '3 * 4 = ?', False),
-    ('Ada has 3 pens and 4 cups.', '12', '120 / 10', False),
-    ('Half of 8 of 4 pens', '4', '8 / 2', False),
-    ('Half of 8 of 4 pens', '4', '8 / 2; compare with 4', False),
-    ('Half of 8 of 4 pens', '4', '8 / 2 = 4', True),
-    ('Half of 8 of 4 pens', '4', 'The answer is 4', True),
-    ('Half of 8 of 4 pens', '4', 'answer: **4**', True),
-    ('x', '1200', 'about 1,200', True), ('x', '42', 'forty-two', True),
-    ('x', '42', 'forty two', True), ('x', '40', 'forty-two', False)])
-def test_leak_check(config, question, answer, strategy, leaks):
-  task = make_task(config.task)
-  assert task.reveals_answer(Problem('p', question, answer),
-                             strategy) is leaks
-
-

@@ -19,7 +19,8 @@ Asked for a Python program, it writes one that returns its answer.
 
 Slips are seeded by the prompt (and the draw, above temperature 0): the same
 request gets the same reply. Name: 'toy:small' or 'toy:large', with options:
-'toy:small?latency_s=0.2&failure_rate=0.1&seed=3'.
+'toy:small?latency_s=0.2&spread=0.9&failure_rate=0.1&seed=3'. Latencies are
+lognormal: latency_s is the median, spread the deviation of their logarithm.
 """
 
 from __future__ import annotations
@@ -86,13 +87,15 @@ class ToyCore:
                       f'{", ".join("toy:" + s for s in SKILLS)}')
     try:
       self.latency_s = float(options.pop('latency_s', 0))
+      self.spread = float(options.pop('spread', 0))
       self.failure_rate = float(options.pop('failure_rate', 0))
       self.seed = int(options.pop('seed', 0))
     except ValueError as e:
       raise UserError(f"core.name='toy:{model}': {e}") from e
     if options:
       raise UserError(f"core.name='toy:{model}': unknown option "
-                      f'{sorted(options)}; use latency_s, failure_rate, seed')
+                      f'{sorted(options)}; use latency_s, spread, '
+                      'failure_rate, seed')
     self.name = f'toy:{model}'
     self.skill = SKILLS[size]
     self.price = self.skill.price
@@ -100,12 +103,17 @@ class ToyCore:
 
   async def generate(self, request: CoreRequest) -> CoreReply:
     self._tries += 1
-    if self.latency_s:
-      await asyncio.sleep(self.latency_s)
+    seed = self._seed(request)
+    latency_s = self.latency_s
+    if self.spread:
+      latency_s *= random.Random(f'wait/{seed}').lognormvariate(
+          0, self.spread)
+    if latency_s:
+      await asyncio.sleep(latency_s)
     fate = random.Random(f'{self.seed}/{self._tries}')
     if fate.random() < self.failure_rate:
       raise RetryableError(f'{self.name}: injected failure', usd=0.0)
-    rng = random.Random(self._seed(request))
+    rng = random.Random(seed)
     asked = dict(request.messages).get('system', '')
     text = _Solver(self.skill, rng).reply(request.messages[-1][1],
                                           'Python' in asked)
@@ -117,7 +125,7 @@ class ToyCore:
                for _, t in request.messages)
     n_out = min(len(words), request.max_tokens)
     return CoreReply(text, finish, n_in, n_out,
-                     self.price.dollars(n_in, n_out), self.latency_s)
+                     self.price.dollars(n_in, n_out), latency_s)
 
   def _seed(self, request):
     text = f'{self.seed}/{request.sample}/{request.messages}'

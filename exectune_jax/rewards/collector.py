@@ -105,6 +105,13 @@ class _Group:
   opened: float
   alone: concurrent.futures.Future
   members: dict[int, tuple[Strategy, concurrent.futures.Future]]
+  finished: float = 0.0  # when the last of the futures so far was done
+
+  def watch(self, future):
+    def note(_):
+      self.finished = time.monotonic()
+    future.add_done_callback(note)
+    return future
 
 
 class Collector:
@@ -121,9 +128,10 @@ class Collector:
 
   def open(self, number: int, problem: Problem, version: int) -> None:
     """Starts a group; the core alone is asked at once."""
-    self._groups[number] = _Group(
-        number, problem, version, time.monotonic(),
-        self.service.submit(self.executor.alone(problem)), {})
+    alone = self.service.submit(self.executor.alone(problem))
+    group = _Group(number, problem, version, time.monotonic(), alone, {})
+    group.watch(alone)
+    self._groups[number] = group
 
   def add(self, number: int, index: int, strategy: Strategy) -> None:
     """Sends one member's strategy to the core."""
@@ -131,8 +139,14 @@ class Collector:
     episode = Episode(group.problem, number, index, group.version, strategy)
     draw = number * self.config.rl.group_size + index
     group.opened = time.monotonic()  # the deadline is the core's, not ours
-    group.members[index] = (strategy, self.service.submit(
-        self.executor.execute(episode, draw)))
+    group.members[index] = (strategy, group.watch(self.service.submit(
+        self.executor.execute(episode, draw))))
+
+  def seconds(self, groups: list[list[Episode]]) -> float:
+    """The longest that core and graders took for one of these groups, from
+    its last strategy to its last reward."""
+    found = [self._groups[g[0].group] for g in groups]
+    return max((max(0.0, g.finished - g.opened) for g in found), default=0.0)
 
   def drop(self, groups: Iterable[list[Episode]]) -> None:
     """Forgets groups: an update has been made of them, or never will be."""

@@ -28,11 +28,17 @@ async def judge(client, settings, question: str,
   raise Lost(f'judge: not the JSON asked for: {reply.text[:80]!r}')
 
 
+def _once(pairs):
+  if len({name for name, _ in pairs}) < len(pairs):
+    raise ValueError('a field twice')
+  return dict(pairs)
+
+
 def parse(text: str) -> tuple[float, bool] | None:
   """Reads exactly {"quality": number in [0, 1], "leaks_answer": bool}."""
   text = text.strip().removeprefix('```json').removesuffix('```')
   try:
-    data = json.loads(text)
+    data = json.loads(text, object_pairs_hook=_once)
   except (ValueError, RecursionError):
     return None
   if not isinstance(data, dict) or set(data) != {'quality', 'leaks_answer'}:

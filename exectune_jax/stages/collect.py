@@ -121,7 +121,13 @@ def _fault(episode) -> str:
     return 'it gives the answer away'
   if episode.execution is None:
     return episode.lost_reason or episode.strategy.fault
-  return '' if episode.success else 'The answer is wrong'
+  if episode.success:
+    return ''
+  if episode.problem.tests and episode.verdict.extracted:
+    # The kind alone: what an assertion says may be the reference.
+    kind = episode.verdict.extracted.partition(':')[0]
+    return f'The answer is wrong ({kind})'
+  return 'The answer is wrong'
 
 
 def _summary(rows) -> dict:

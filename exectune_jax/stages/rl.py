@@ -129,12 +129,13 @@ def run(config, workdir):
           batch['reference_logp_BT'] = reference(batch)
         state, values = update(state, batch)
         step += 1
+        core = {'seconds_core': collector.seconds(groups)}
         collector.drop(groups)
 
         # 4. Bookkeeping, while the update runs; metrics one step late.
         note = _report(late, writer)
         usd, before = cores.ledger.spent_usd, usd
-        report = summarise(groups, rows, step, rl) | clock.report() | {
+        report = summarise(groups, rows, step, rl) | clock.report() | core | {
             'replaced': (len(replaced) * hosts.count()
                          / (rl.groups * rl.group_size)),
             'usd_step': (usd - before) * hosts.count(),

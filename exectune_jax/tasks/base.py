@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from exectune_jax import prompts
 from exectune_jax.episode import Problem, Verdict
 from exectune_jax.errors import UserError
-from exectune_jax.tasks import sandbox, verify_code, verify_math
+from exectune_jax.tasks import numbers, sandbox, verify_code, verify_math
 
 
 class Task:
@@ -64,14 +64,15 @@ class MathTask(Task):
     """True if the answer's value is written where it can only be a result.
 
     A number that also stands in the question is an operand, unless it
-    follows '=' or 'answer'. Numerals, grouped digits, decimals and number
-    words up to ninety-nine are read.
+    follows '=' or 'answer'. Which notations are read: tasks/numbers.py.
     """
     answer = verify_math.to_fraction(problem.answer)
     if answer is None:  # no numeric answer: look for the text itself
       return problem.answer.strip().lower() in strategy.lower()
-    given = {value for value, _ in _numbers(problem.question)}
-    for value, start in _numbers(strategy):
+    strategy = numbers.plain_digits(strategy)
+    given = {value for value, _ in numbers.stated(
+        numbers.plain_digits(problem.question))}
+    for value, start in numbers.stated(strategy):
       before = strategy[:start].lower().rstrip(' $*:')
       stated = re.search(r'(=|answer|answer is|equals|result is)$', before)
       if value == answer and (stated or value not in given):
@@ -111,26 +112,3 @@ class CodeTask(Task):
 
   def reveals_answer(self, problem, strategy):
     return verify_code.contains_program(strategy, problem.answer)
-
-
-_ONES = ('zero one two three four five six seven eight nine ten eleven twelve '
-         'thirteen fourteen fifteen sixteen seventeen eighteen nineteen'
-        ).split()
-_TENS = 'twenty thirty forty fifty sixty seventy eighty ninety'.split()
-_WORDS = {w: i for i, w in enumerate(_ONES)} | {
-    w: 10 * i for i, w in enumerate(_TENS, start=2)}
-_NUMBER_WORD = re.compile(
-    rf"\b(?:({'|'.join(_TENS)})[- ]({'|'.join(_ONES[1:10])})"
-    rf"|({'|'.join(_ONES + _TENS)}))\b", re.IGNORECASE)
-
-
-def _numbers(text: str):
-  """(value, start) of every number in the text, digits and words."""
-  for match in verify_math.NUMBER.finditer(text):
-    value = verify_math.to_fraction(match.group())
-    if value is not None:
-      yield value, match.start()
-  for match in _NUMBER_WORD.finditer(text):
-    tens, ones, single = (g.lower() if g else None for g in match.groups())
-    value = _WORDS[single] if single else _WORDS[tens] + _WORDS[ones]
-    yield verify_math.to_fraction(str(value)), match.start()
