@@ -93,6 +93,10 @@ def _mean(rows, name) -> float:
   return statistics.fmean(row[name] for row in rows)
 
 
+def _idle(rows) -> float:
+  return _mean(rows, 'seconds_waiting') / _mean(rows, 'seconds_step')
+
+
 def _overlap(args, folder) -> dict:
   prepared = pathlib.Path(folder) / 'prepared'
   _train(prepared, 'stages=collect,sft:base', 'collect.problems=1000',
@@ -117,12 +121,12 @@ def _overlap(args, folder) -> dict:
       'step_over_bound': step / bound(1),
       'step_over_in_flight': step / bound(batches),
       'speedup_vs_sync': _mean(sync, 'seconds_step') / step,
-      'idle_fraction': _mean(flying, 'idle'),
-      'sync_idle_fraction': _mean(sync, 'idle'),
+      'idle_fraction': _idle(flying),
+      'sync_idle_fraction': _idle(sync),
       'accelerator_bound': {
           'step_over_bound': _mean(quick, 'seconds_step') / _mean(alone,
                                                                   'busy'),
-          'idle_fraction': _mean(quick, 'idle')}}
+          'idle_fraction': _idle(quick)}}
 
 
 async def _ask(port: int, calls: int, folder: str) -> float:

@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import random
 import shutil
 import signal
 import subprocess
@@ -16,7 +15,7 @@ import pytest
 
 from exectune_jax import config as config_lib
 from exectune_jax import interrupt
-from exectune_jax.cores.ledger import KILLED, Ledger
+from exectune_jax.cores.ledger import Ledger
 from exectune_jax.errors import Stopped, UserError
 from exectune_jax.learning.checkpoint import Checkpoints
 from exectune_jax.learning.learner import Learner
@@ -235,61 +234,6 @@ def test_interrupted_collect_pays_for_nothing_twice(tmp_path, monkeypatch):
   assert first.spent_usd == pytest.approx(second.spent_usd)
   first.close()
   second.close()
-
-
-_COLLECT = """
-import pathlib, sys
-sys.path.insert(0, 'tests')
-from test_resume import slow_config
-from exectune_jax.stages import collect
-print('started', flush=True)
-collect.run(slow_config(), pathlib.Path(sys.argv[1]))
-"""
-
-
-def slow_config():
-  config = make_config()
-  config.core.name = 'toy:small?latency_s=0.3'
-  config.core.concurrency = 4
-  return config
-
-
-def contents(workdir):
-  """Keys and replies of a ledger, and how many tries were killed."""
-  ledger = Ledger(workdir / 'ledger.sqlite')
-  calls = [tuple(r) for r in ledger.rows(
-      'SELECT key, text, usd FROM calls ORDER BY key')]
-  failed = [r['reason'] for r in ledger.rows('SELECT reason FROM failed')]
-  spent = ledger.spent_usd
-  ledger.close()
-  return calls, failed, spent
-
-
-def test_collect_killed_at_random_instants(tmp_path):
-  """The same ledger and proposals; what was in flight is counted."""
-  whole, killed = tmp_path / 'whole', tmp_path / 'killed'
-  whole.mkdir()
-  killed.mkdir()
-  collect.run(slow_config(), whole)
-  rng, kills = random.Random(0), 0
-  for _ in range(3):
-    child = subprocess.Popen(
-        [sys.executable, '-c', _COLLECT, str(killed)], cwd=ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    assert child.stdout.readline() == 'started\n'
-    time.sleep(rng.uniform(0.4, 1.0))
-    child.kill()
-    kills += child.wait() == -signal.SIGKILL
-  assert kills == 3
-  before = contents(killed)[0]
-  collect.run(slow_config(), killed)
-  assert collect.read(killed) == collect.read(whole)
-  calls, failed, spent = contents(killed)
-  assert calls == contents(whole)[0]
-  assert set(before) <= set(calls) and 0 < len(before) < len(calls)
-  assert spent == pytest.approx(sum(usd for *_, usd in calls))
-  assert set(failed) == {KILLED}
-  assert 1 <= len(failed) <= 3 * 4  # kills x concurrency
 
 
 def test_lost_rewards_stop_the_run_with_the_reason(prepared, tmp_path):
