@@ -23,7 +23,6 @@ REQUIRED = [
     'orbax-checkpoint>=0.11',
     'rich>=13',
     'safetensors>=0.4',
-    'tenacity>=8.2',
     'tensorboardX>=2.6',
     'tensorflow-datasets>=4.9.6',
     'tokenizers>=0.20',

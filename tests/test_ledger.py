@@ -1,5 +1,6 @@
 """The ledger under kills, other processes, full disks; its bill."""
 
+import asyncio
 import csv
 import hashlib
 import json
@@ -125,6 +126,42 @@ def test_a_file_damaged_in_the_middle_is_one_clear_error(tmp_path):
     ledger = Ledger(path)
     for i in range(300):
       ledger.get(request(f'{i} ' * 50).key('c'))
+
+
+def test_replies_of_one_turn_share_a_transaction(tmp_path):
+  """And are committed before anybody is told; a waiter that gave up loses
+  nothing."""
+  ledger, told = Ledger(tmp_path / 'l.sqlite'), []
+  ledger._db.set_trace_callback(told.append)
+  async def run():
+    other = Ledger(tmp_path / 'l.sqlite')  # sees what is committed
+    waiting = [ledger.put_soon(str(i), 'c', 's', request(), reply())
+               for i in range(5)]
+    waiting[3].cancel()
+    waiting[0].add_done_callback(lambda _: told.append(other.count()))
+    assert other.count() == 0
+    await asyncio.wait(waiting)
+    await ledger.put_soon('0', 'c', 's', request(), reply('late'))
+    other.close()
+  asyncio.run(run())
+  assert told.count('COMMIT') == 2 and 5 in told
+  assert (ledger.count(), ledger.spent_usd) == (5, 5 * 0.25)
+  assert ledger.get('0').text == '7'  # the first one under a key stays
+  ledger.close()
+
+
+def test_everybody_of_a_turn_hears_that_the_disk_is_full(tmp_path):
+  ledger = Ledger(tmp_path / 'l.sqlite')
+  ledger._db.execute('PRAGMA max_page_count=1')
+  async def run():
+    return await asyncio.gather(*[ledger.put_soon(
+        str(i), 'c', 's', request('q' * 9000), reply()) for i in range(3)],
+                                return_exceptions=True)
+  found = asyncio.run(run())
+  assert [type(e) for e in found] == [UserError] * 3
+  assert 'free some space' in str(found[2])
+  assert ledger.count() == 0
+  ledger.close()
 
 
 _FULL = """

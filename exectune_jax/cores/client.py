@@ -8,9 +8,8 @@ already in the ledger, or raises Lost.
 from __future__ import annotations
 
 import asyncio
+import random
 import time
-
-import tenacity
 
 from exectune_jax.cores import base
 from exectune_jax.cores.base import Core, CoreReply, CoreRequest
@@ -86,13 +85,16 @@ class CoreClient:
 
   async def _with_retries(self, key: str, request: CoreRequest) -> CoreReply:
     s = self.settings
-    retrying = tenacity.AsyncRetrying(
-        stop=tenacity.stop_after_attempt(s.attempts),
-        wait=_wait, reraise=True,
-        retry=tenacity.retry_if_exception_type(base.RetryableError))
     try:
       async with asyncio.timeout(None) as clock:  # runs from the first try
-        reply = await retrying(self._once, key, request, clock)
+        for attempt in range(1, s.attempts + 1):
+          try:
+            reply = await self._once(key, request, clock)
+            break
+          except base.RetryableError as e:
+            if attempt == s.attempts:
+              raise
+            await asyncio.sleep(_pause(e, attempt))
     except base.FatalError as e:
       raise UserError(f"{self.field}.name='{self.core.name}': {e}; check the "
                       'model name and the API key in the environment') from e
@@ -150,9 +152,6 @@ class CoreClient:
         raise base.RetryableError(
             f'{self.core.name}: no reply in {self.settings.timeout_s:g} s'
         ) from e
-      self.ledger.put(key, self.core.name, self.stage, request, reply)
-      self.limit.succeeded()
-      return reply
     except BaseException as e:
       rejected = isinstance(e, (base.RequestError, base.FatalError))
       self.ledger.fail(key, self.core.name, self.stage,
@@ -161,6 +160,11 @@ class CoreClient:
       if getattr(e, 'overload', False):
         self.limit.overloaded(e.retry_after_s, time.monotonic() - began)
       raise
+    else:
+      await asyncio.shield(self.ledger.put_soon(
+          key, self.core.name, self.stage, request, reply))
+      self.limit.succeeded()
+      return reply
     finally:
       self._paying.discard(key)
 
@@ -179,13 +183,12 @@ class CoreClient:
     await self.core.close()
 
 
-_backoff = tenacity.wait_exponential_jitter(initial=0.25, max=30)
-
-
-def _wait(state: tenacity.RetryCallState) -> float:
-  """What the server asked for, else exponential backoff with jitter."""
-  asked = getattr(state.outcome.exception(), 'retry_after_s', None)
-  return _backoff(state) if asked is None else asked
+def _pause(error: base.RetryableError, attempt: int) -> float:
+  """Seconds until the next try: what the server asked for, or exponential
+  backoff with jitter."""
+  if error.retry_after_s is not None:
+    return error.retry_after_s
+  return min(0.25 * 2 ** (attempt - 1) + random.random(), 30.0)
 
 
 def _token_bound(request: CoreRequest) -> int:

@@ -10,6 +10,7 @@ counts what all of them have spent and have in flight.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -61,6 +62,7 @@ class Ledger:
     self.path, self.budget_usd = pathlib.Path(path), budget_usd
     self.owner = f'{os.getpid()}.{secrets.token_hex(4)}'
     self._lock = threading.RLock()
+    self._soon: list[tuple[asyncio.Future, tuple]] = []
     try:
       self._db = sqlite3.connect(self.path, timeout=30, isolation_level=None,
                                  check_same_thread=False)
@@ -115,19 +117,46 @@ class Ledger:
   def put(self, key: str, core: str, stage: str, request: CoreRequest,
           reply: CoreReply) -> None:
     """Ends a try with a reply; the first one under a key stays."""
-    row = (key, core, stage, time.time(),
-           json.dumps(request.messages, ensure_ascii=False), reply.text,
-           reply.finish, reply.input_tokens, reply.output_tokens, reply.usd,
-           reply.latency_s, reply.cached_tokens, reply.thinking_tokens,
-           int(reply.estimated))
+    self._put_all([(key, core, stage, request, reply)])
+
+  def put_soon(self, *put) -> asyncio.Future:
+    """`put`, in one transaction with all others of this turn of the loop.
+
+    Done once it is committed; not undone if the future is cancelled.
+    """
+    loop = asyncio.get_running_loop()
+    if not self._soon:
+      loop.call_soon(self._put_waiting)
+    self._soon.append((loop.create_future(), put))
+    return self._soon[-1][0]
+
+  def _put_waiting(self) -> None:
+    waiting, self._soon = self._soon, []
+    try:
+      self._put_all([put for _, put in waiting])
+    except UserError as e:
+      error = e
+    else:
+      error = None
+    for future, _ in waiting:
+      if not future.cancelled():
+        future.set_exception(error) if error else future.set_result(None)
+
+  def _put_all(self, puts) -> None:
     with self._transaction('free some space and run the same command '
                            'again') as db:
-      done = db.execute(
-          'INSERT OR IGNORE INTO calls (key, core, stage, created, request, '
-          f'{_REPLY}) VALUES ({",".join("?" * len(row))})', row)
-      if done.rowcount:
-        db.execute('UPDATE total SET usd = usd + ?', (reply.usd,))
-      db.execute('DELETE FROM flights WHERE key=?', (key,))
+      for key, core, stage, request, reply in puts:
+        row = (key, core, stage, time.time(),
+               json.dumps(request.messages, ensure_ascii=False), reply.text,
+               reply.finish, reply.input_tokens, reply.output_tokens,
+               reply.usd, reply.latency_s, reply.cached_tokens,
+               reply.thinking_tokens, int(reply.estimated))
+        done = db.execute(
+            'INSERT OR IGNORE INTO calls (key, core, stage, created, request, '
+            f'{_REPLY}) VALUES ({",".join("?" * len(row))})', row)
+        if done.rowcount:
+          db.execute('UPDATE total SET usd = usd + ?', (reply.usd,))
+        db.execute('DELETE FROM flights WHERE key=?', (key,))
 
   def fail(self, key: str, core: str, stage: str, reason: str,
            usd: float | None) -> None:
