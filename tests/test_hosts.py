@@ -87,6 +87,29 @@ def test_two_processes_do_what_one_does(tmp_path):
     np.testing.assert_allclose(weights[1][name], value, atol=1e-4)
 
 
+def test_a_slow_core_of_one_process_holds_up_but_does_not_block(tmp_path):
+  """Its groups come late or past the deadline; all train on what there is."""
+  stages = ('--config.stages=collect,sft:base,rl', '--config.rl.init=base',
+            '--config.rl.steps=3', '--config.rl.max_staleness=1',
+            '--config.rl.deterministic=False', '--config.rl.replace=1',
+            '--config.rl.deadline_s=4')
+  address = free_address()
+  finish([start(tmp_path, 2, 2, i, address, *stages,
+                '--config.core.name=toy:small?latency_s='
+                f'{(0.01, 3.0)[i]}&spread={(0.0, 0.5)[i]}')
+          for i in (0, 1)])
+  rows = metrics(tmp_path, 'exectune')
+  assert [row['step'] for row in rows] == [1, 2, 3]
+  assert max(row['seconds_core'] for row in rows) > 1.0  # mean of the two
+  for index, owned in enumerate(({0, 1}, {2, 3})):
+    part = f'.{index}' if index else ''
+    episodes = [json.loads(line) for line in (
+        tmp_path / f'episodes/exectune{part}.jsonl').read_text().splitlines()]
+    assert {e['group'] % 4 for e in episodes} == owned
+    places = [e['group'] % 12 for e in episodes]
+    assert set(places) == {n for n in range(12) if n % 4 in owned}
+
+
 def test_missing_addresses_name_the_variable(monkeypatch):
   monkeypatch.delenv('JAX_COORDINATOR_ADDRESS', raising=False)
   with pytest.raises(UserError, match='mesh.hosts=2.*JAX_COORDINATOR_ADDRESS'):
