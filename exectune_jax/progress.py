@@ -84,14 +84,16 @@ def show_episode(episode, title: str = '') -> None:
   strategy = (e.strategy.body or e.strategy.text) if e.strategy else '(none)'
   reply = e.execution.text if e.execution else '(not called)'
   right = 'right' if e.success else 'wrong'
+  reference = 'reference ' + ' '.join(e.problem.answer.split())[:100]
+  if e.problem.tests:  # a program: what became of it says more
+    reference = e.verdict.extracted if e.verdict else 'not judged'
   if e.status != 'ok':
     reason = e.lost_reason or (e.strategy.fault if e.strategy else '')
     right = f'{e.status}: {reason}'
   console.print(f'[bold]{escape(title)}[/bold] {escape(e.problem.question)}')
   console.print(f'  strategy  {escape(strategy)}')
   console.print(f'  core      {escape(" ".join(reply.split())[:300])}')
-  console.print(f'  verdict   {escape(right)} (reference '
-                f'{escape(e.problem.answer)}, core alone '
+  console.print(f'  verdict   {escape(right)} ({escape(reference)}, core alone '
                 f'{"?" if e.base is None else f"{e.base:.2f}"})')
   if e.reward is not None:
     parts = ', '.join(f'{k} {v:+.3f}' for k, v in e.reward.parts.items() if v)
