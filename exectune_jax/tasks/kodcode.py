@@ -51,9 +51,11 @@ class KodCode(CodeTask):
 
 
 def _problem(row) -> Problem:
-  question, names = row['question'].strip(), _IMPORTED.findall(row['test'])
+  question = row['question'].strip()
+  names = [name.strip() for name in _IMPORTED.findall(row['test'])]
   wanted = row['declaration'].strip() or ', '.join(names)
   if wanted:  # the tests know the name, the question may not
     question += f'\nIt must define: {wanted}'
+  single = names[0] if len(names) == 1 and names[0].isidentifier() else ''
   return Problem(row['question_id'], question, row['solution'],
-                 tests=Tests(row['test']))
+                 tests=Tests(row['test'], single))

@@ -27,16 +27,18 @@ class ExectuneMbpp(tfds_source.UpstreamBuilder):
 
   FILES = {'problems': 'mbpp.jsonl'}
   URLS = {'problems': f'{_URL}mbpp.jsonl'}
-  FIELDS = ('task_id', 'text', 'code', 'setup', 'tests')
+  # setup: what the tests alone begin with; it may use the program.
+  FIELDS = ('task_id', 'text', 'code', 'imports', 'setup', 'tests')
   UPSTREAM = ('task_id', 'text', 'code', 'test_setup_code', 'test_list')
 
   def rows(self, path):
     for row in read_json_lines(path, self.UPSTREAM):
-      yield self.row(row, row['text'], row['test_setup_code'])
+      yield self.row(row, row['text'], '', row['test_setup_code'])
 
-  def row(self, row, text, setup):
+  def row(self, row, text, imports, setup):
     return {'task_id': str(row['task_id']), 'text': text, 'setup': setup,
-            'code': row['code'], 'tests': json.dumps(row['test_list'])}
+            'imports': imports, 'code': row['code'],
+            'tests': json.dumps(row['test_list'])}
 
 
 class ExectuneMbppSanitized(ExectuneMbpp):
@@ -48,7 +50,7 @@ class ExectuneMbppSanitized(ExectuneMbpp):
 
   def rows(self, path):
     for row in read_json_lines(path, self.UPSTREAM):
-      yield self.row(row, row['prompt'], '\n'.join(row['test_imports']))
+      yield self.row(row, row['prompt'], '\n'.join(row['test_imports']), '')
 
 
 class MBPP(CodeTask):
@@ -79,4 +81,5 @@ def _problem(row) -> Problem:
       f'mbpp-{row["task_id"]}',
       f'{row["text"].strip()}\nIt must pass these tests:\n{shown}',
       row['code'],
-      tests=Tests(shown, called[-1] if called else '', row['setup']))
+      tests=Tests(f'{row["setup"]}\n{shown}', called[-1] if called else '',
+                  row['imports']))

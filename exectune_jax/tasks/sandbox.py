@@ -67,23 +67,23 @@ class Sandbox:
     """
     job = {'setup': setup, 'code': code, 'tests': tests,
            'entry_point': entry_point}
-    if self._tests is None:
-      self._tests = self._start('tests')
-    program = self._next or self._start('program')
-    self._next = None
-    try:
-      self._tests.ready()
+    with contextlib.ExitStack() as held:
+      tests, self._tests = self._tests or self._start('tests'), None
+      kept = held.enter_context(contextlib.ExitStack())
+      kept.callback(tests.kill)
+      program, self._next = self._next or self._start('program'), None
+      held.callback(program.kill)
+      tests.ready()
       program.ready()
       self._next = self._start('program')  # starts while this one runs
-      verdict = self._carry(job, program)
-    except TimeoutError:
-      self._renew_tests()  # they wait for an answer that will not come
-      return 'timeout'
-    except EOFError as e:  # theirs; what a program ends is told to them
-      self._renew_tests()
-      raise Lost('sandbox: the interpreter of the tests ended') from e
-    finally:
-      program.kill()
+      try:
+        verdict = self._carry(job, tests, program)
+        self._tests = tests  # not in the middle of a conversation
+        kept.pop_all()
+      except TimeoutError:
+        verdict = 'timeout'
+      except EOFError as e:  # what a program ends is told to the tests
+        raise Lost('sandbox: the interpreter of the tests ended') from e
     if verdict.startswith('broken tests'):
       raise Lost(verdict)
     return verdict
@@ -93,19 +93,18 @@ class Sandbox:
       process.kill()
     self._tests = self._next = None
 
-  def _renew_tests(self):
-    self._tests.kill()
-    self._tests = None
-
   def _start(self, role) -> _Process:
-    return _Process(role, self._limits, self._unsafe)
+    try:
+      return _Process(role, self._limits, self._unsafe)
+    except OSError as e:
+      raise Lost(f'sandbox did not start: {e}') from e
 
-  def _carry(self, job, program) -> str:
+  def _carry(self, job, tests, program) -> str:
     """Passes messages to and fro until the tests reach a verdict."""
     deadline = time.monotonic() + self._timeout_s
-    self._tests.send(json.dumps(job).encode() + b'\n', deadline)
+    tests.send(json.dumps(job).encode() + b'\n', deadline)
     while True:
-      line = self._tests.receive(deadline)
+      line = tests.receive(deadline)
       if line.startswith(b'["verdict"'):
         return json.loads(line)[1]
       try:
@@ -113,7 +112,7 @@ class Sandbox:
         line = program.receive(deadline)
       except EOFError:
         line = json.dumps(ENDED).encode() + b'\n'
-      self._tests.send(line, deadline)
+      tests.send(line, deadline)
 
 
 class _Process:
@@ -169,6 +168,8 @@ class _Process:
       found = piece.find(b'\n')
       end = found if found < 0 else found + len(self._read)
       self._read += piece
+    if end >= MAX_LINE:  # the rest would be read as the next message
+      raise EOFError('a message too long')
     line = bytes(self._read[:end + 1])
     del self._read[:end + 1]
     return line
@@ -185,6 +186,8 @@ class _Process:
         raise EOFError('ended') from e
 
   def kill(self):
+    if self._process.returncode is not None:
+      return
     with contextlib.suppress(ProcessLookupError):
       os.killpg(self._process.pid, signal.SIGKILL)
     self._process.wait()
@@ -216,6 +219,8 @@ def _isolation(packages: str, root: bool) -> list[str]:
       command += ['--symlink', os.readlink(folder), folder]
     elif os.path.isdir(folder):
       command += ['--ro-bind', folder, folder]
+  # Before what may lie in it.
+  command += ['--size', str(TMP_BYTES), '--perms', '1777', '--tmpfs', '/tmp']
   for folder in (os.path.realpath(sys.base_prefix), packages):
     for parent in reversed(pathlib.Path(folder).parents[:-1]):
       command += ['--perms', '0755', '--dir', str(parent)]
@@ -223,7 +228,6 @@ def _isolation(packages: str, root: bool) -> list[str]:
   return [*command, '--ro-bind', sandbox_worker.__file__, '/worker.py',
           '--proc', '/proc', '--dev', '/dev', '--size', str(TMP_BYTES),
           '--perms', '1777', '--tmpfs', '/dev/shm', '--remount-ro', '/dev',
-          '--size', str(TMP_BYTES), '--perms', '1777', '--tmpfs', '/tmp',
           '--chdir', '/tmp', '--remount-ro', '/']
 
 

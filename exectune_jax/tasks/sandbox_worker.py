@@ -4,12 +4,14 @@ The same script in two sandboxes; sandbox.py carries the lines between them.
 The tests call the program by remote calls that carry plain data, so whatever
 a program does to its own interpreter, the verdict is reached in another one,
 by comparing values there. Objects that are not data stay where they are; a
-`Remote` stands for one on the other side.
+`Remote` stands for one on the other side. What arrives from the program is
+never trusted: it can send any line it likes.
 
 Imports the standard library alone, and little of it: every program gets a
 process of its own, so the time to start counts.
 """
 
+import ast
 import builtins
 import json
 import operator
@@ -20,18 +22,44 @@ import types
 
 MAX_LINE = 16 << 20  # bytes of one message
 MAX_FILE = 16 << 20  # bytes
-MAX_PROCESSES = 32
+MAX_FILES = 64
+MAX_PROCESSES = 8
+JUDGED = 77  # exit code of tests that have reached a verdict
+MAX_EXPORT = 1 << 16  # bytes of a global of a program that is sent as data
 CONTAINERS = {'list': list, 'tuple': tuple, 'set': set,
               'frozenset': frozenset}
 # A subclass may compare as it likes; the value in it may not.
 PLAIN = {int: int.__pos__, float: float.__pos__, str: str.__str__}
+TYPES = {t.__name__: t for t in (
+    bool, int, float, complex, str, bytes, list, tuple, set, frozenset, dict,
+    object, range, type(None))}
+# Values of the standard library: how they are sent, by module and name.
+VALUES = {
+    ('decimal', 'Decimal'): lambda v: [str(v)],
+    ('fractions', 'Fraction'): lambda v: [v.numerator, v.denominator],
+    ('datetime', 'date'): lambda v: [v.year, v.month, v.day],
+    ('datetime', 'time'): lambda v: [v.hour, v.minute, v.second,
+                                     v.microsecond],
+    ('datetime', 'datetime'): lambda v: [
+        v.year, v.month, v.day, v.hour, v.minute, v.second, v.microsecond],
+    ('datetime', 'timedelta'): lambda v: [v.days, v.seconds, v.microseconds],
+    ('collections', 'deque'): lambda v: [list(v), v.maxlen],
+    ('collections', 'Counter'): lambda v: [dict(v)],
+    ('builtins', 'range'): lambda v: [v.start, v.stop, v.step],
+    ('builtins', 'slice'): lambda v: [v.start, v.stop, v.step],
+    ('builtins', 'bytearray'): lambda v: [bytes(v)],
+    ('numpy', 'ndarray'): lambda v: [v.tolist()],
+}
 
 ALONE = {'__len__': len, '__iter__': iter, '__next__': next, '__bool__': bool,
-         '__str__': str, '__repr__': repr}
+         '__str__': str, '__repr__': repr,
+         '__enter__': lambda v: v.__enter__(),
+         '__exit__': lambda v, *_: v.__exit__(None, None, None)}
 # Only between two objects of the other side: one that claims to equal
 # whatever we hold would pass any test.
 TOGETHER = {f'__{name}__': getattr(operator, name) for name in (
-    'eq', 'ne', 'lt', 'le', 'gt', 'ge', 'add', 'sub', 'mul')}
+    'eq', 'ne', 'lt', 'le', 'gt', 'ge', 'add', 'sub', 'mul', 'contains')}
+TOGETHER['__instancecheck__'] = lambda kind, value: isinstance(value, kind)
 
 
 def _call(target, *args, **kwargs):
@@ -60,20 +88,31 @@ class Remote:
     object.__setattr__(self, '_at', (peer, number))
 
   def __getattr__(self, name):
+    # Protocols ask objects about themselves by such names (numpy does); the
+    # other side must not answer.
+    if name.startswith('_'):
+      raise AttributeError(name)
     return _forward(self, 'getattr', name)
 
   def __setattr__(self, name, value):
     _forward(self, 'setattr', name, value)
 
+  def __hash__(self):
+    return object.__getattribute__(self, '_at')[1]
 
-def _forward(remote, what, *args, **kwargs):
+
+def _forward(remote, what, /, *args, **kwargs):
   peer, number = object.__getattribute__(remote, '_at')
   return peer.call(number, what, args, kwargs)
 
 
 def _method(what):
-  def method(self, *args, **kwargs):
+  def method(self, /, *args, **kwargs):
     if what in TOGETHER and not isinstance(args[0], Remote):
+      if what == '__contains__':
+        return any(args[0] == v for v in self)
+      if what == '__instancecheck__':
+        return False
       return NotImplemented
     return _forward(self, what, *args, **kwargs)
   return method
@@ -90,6 +129,7 @@ class Peer:
   def __init__(self, lines):
     self.lines = lines
     self.objects = {}  # ours that the other side knows, by number
+    self.remotes = {}  # theirs, by number
     self.errors = {}  # exception classes of the other side, by name
 
   def call(self, number, what, args, kwargs):
@@ -106,7 +146,8 @@ class Peer:
           _update(mine, theirs)
         return value
       else:
-        error = self.error_class(rest[0])(rest[1])
+        names, said = [str(n)[:100] for n in rest[0]], self.decode(rest[1])
+        error = self.error_class(names)(*said)
         error.from_program = True
         raise error
 
@@ -119,14 +160,25 @@ class Peer:
       # With what it did to its arguments: Python passes them by reference.
       return ['value', self.encode(value), self.encode(args)]
     except BaseException as e:  # noqa: BLE001 theirs to handle
-      return ['raise', _names(type(e)), _text(e)]
+      if isinstance(e, StopIteration) and what != '__next__':
+        e = RuntimeError('StopIteration')  # it would end the caller's loop
+      return self.failure(e)
+
+  def failure(self, error):
+    """The message that raises an exception on the other side."""
+    args = error.args
+    if not all(type(a) in (*PLAIN, bool, type(None)) for a in args) or len(
+        str(args)) > 1000:
+      args = (_text(error),)
+    return ['raise', _names(type(error)), self.encode(list(args))]
 
   def error_class(self, names):
     """The exception class with these names, from itself to its root."""
     known = getattr(builtins, names[0], None)
     if isinstance(known, type) and issubclass(known, BaseException):
-      # Some cannot be made from a text alone.
-      return ValueError if issubclass(known, UnicodeError) else known
+      # Some cannot be made from any arguments.
+      return (ValueError if issubclass(known, UnicodeError) else Exception
+              if issubclass(known, BaseExceptionGroup) else known)
     if names[0] not in self.errors:
       base = self.error_class(names[1:])
       self.errors[names[0]] = type(names[0], (base,), {})
@@ -136,6 +188,15 @@ class Peer:
     """Data as JSON; anything else gets a number."""
     if value is None or value is True or value is False:
       return value
+    kind = type(value)
+    if kind.__module__ == 'solution' and not hasattr(kind, '_fields'):
+      return self.number(value)  # a class of the program: methods matter
+    if kind.__module__ == 'numpy' and hasattr(value, 'item') and (
+        value.ndim == 0):
+      value = value.item()
+    name = kind.__module__, kind.__name__
+    if name in VALUES:
+      return ['new', *name, self.encode(VALUES[name](value))]
     for kind, plain in PLAIN.items():
       if isinstance(value, kind):
         return plain(value)
@@ -151,13 +212,14 @@ class Peer:
       return ['bytes', value.hex()]
     if isinstance(value, Remote):
       return ['yours', object.__getattribute__(value, '_at')[1]]
-    if isinstance(value, types.ModuleType):
-      return ['module', value.__name__]
     if isinstance(value, type):
-      if getattr(builtins, value.__name__, None) is value:
+      if TYPES.get(value.__name__) is value:
         return ['type', value.__name__]
       if issubclass(value, BaseException):
         return ['error', _names(value)]
+    return self.number(value)
+
+  def number(self, value):
     self.objects[id(value)] = value
     return ['mine', id(value)]
 
@@ -171,18 +233,21 @@ class Peer:
     return {'dict': lambda pairs: {self.decode(k): self.decode(v)
                                    for k, v in pairs},
             'complex': complex, 'bytes': bytes.fromhex,
-            'yours': self.objects.__getitem__,
-            'module': _module,
-            'type': lambda name: getattr(builtins, name),
-            'error': self.error_class,
-            'mine': lambda number: Remote(self, number)}[tag](*rest)
+            'yours': self.objects.__getitem__, 'type': TYPES.__getitem__,
+            'error': self.error_class, 'new': self.new,
+            'mine': self.remote}[tag](*rest)
 
+  def new(self, module, name, args):
+    if (module, name) not in VALUES:
+      raise TypeError(f'{module}.{name} is not sent')
+    made = __import__(module)
+    return getattr(made, 'array' if module == 'numpy' else name)(
+        *self.decode(args))
 
-def _module(name):
-  """Our own copy of a module of the standard library, or nothing."""
-  if name.partition('.')[0] in sys.stdlib_module_names:
-    return __import__(name, fromlist=['*'])
-  return None
+  def remote(self, number):
+    if not isinstance(number, int):
+      raise TypeError('objects have numbers')
+    return self.remotes.setdefault(number, Remote(self, number))
 
 
 def _update(mine, theirs):
@@ -225,9 +290,9 @@ class Lines:
     self.output.flush()
 
   def receive(self):
-    line = self.input.readline(MAX_LINE)
+    line = self.input.readline(MAX_LINE + 1)
     if not line.endswith(b'\n'):
-      raise EOFError('the line was closed')
+      os._exit(1)  # closed, or cut: no test may catch this and go on
     return json.loads(line)
 
 
@@ -238,8 +303,10 @@ def serve_program(lines):
     sys.modules['solution'] = module
     for source in (setup, code):
       exec(compile(source, 'solution.py', 'exec'), module.__dict__)
-    return {name: value for name, value in vars(module).items()
-            if not name.startswith('__')}
+    return [[name, _exported(peer, value)]
+            for name, value in vars(module).items()
+            if not (name.startswith('__')
+                    or isinstance(value, types.ModuleType))]
 
   peer = Peer(lines)
   peer.objects[0] = load
@@ -248,14 +315,31 @@ def serve_program(lines):
     try:
       lines.send(message)
     except MemoryError as e:
-      lines.send(['raise', _names(type(e)), _text(e)])
+      lines.send(peer.failure(e))
+
+
+def _exported(peer, value):
+  """A global of the program, as data if it is small."""
+  try:
+    data = peer.encode(value)
+    small = len(json.dumps(data)) <= MAX_EXPORT
+  except (RecursionError, MemoryError, ValueError):
+    small = False
+  return json.dumps(data if small else peer.number(value))
 
 
 def serve_tests(lines):
-  """Judges one program after another."""
+  """Judges one program after another, each in a fork of its own: nothing
+  that a program makes the tests do reaches the next one."""
   while True:
-    job = lines.receive()
-    lines.send(['verdict', _verdict(Peer(lines), **job)])
+    child = os.fork()
+    if not child:
+      job = lines.receive()
+      said = _verdict(Peer(lines), **job)
+      lines.send(['verdict', said.encode('ascii', 'replace').decode()[:500]])
+      os._exit(JUDGED)
+    if os.waitpid(child, 0)[1] != JUDGED << 8:
+      return
 
 
 def _verdict(peer, setup, code, tests, entry_point):
@@ -264,7 +348,11 @@ def _verdict(peer, setup, code, tests, entry_point):
     _test(peer, setup, code, tests, entry_point)
   except MemoryError:
     return 'memory'
+  except BrokenTestsError as e:
+    return f'broken tests: {_text(e)}'
   except ImportError as e:
+    if e.name == 'solution':  # it lacks what the tests import from it
+      return f'failed: {_text(e)}'
     whose = '' if hasattr(e, 'from_program') else 'broken tests: '
     return f'{whose}import error: {_text(e)}'
   except BaseException as e:  # noqa: BLE001 AssertionError, most often
@@ -272,39 +360,95 @@ def _verdict(peer, setup, code, tests, entry_point):
   return 'passed'
 
 
+class BrokenTestsError(Exception):
+  """The tests cannot judge anybody."""
+
+
 def _test(peer, setup, code, tests, entry_point):
-  program = peer.call(0, '__call__', (setup, code), {})
+  exported = peer.call(0, '__call__', (setup, code), {})
+  program = {str(name): peer.decode(json.loads(data))
+             for name, data in exported if not str(name).startswith('__')}
   if entry_point and entry_point not in program:
     raise NameError(f'the program does not define {entry_point}')
-  sys.modules['solution'] = types.ModuleType('solution')
-  vars(sys.modules['solution']).update(program)
-  # The tests have their own copy of the helpers that the problem gives.
+  solution = sys.modules['solution'] = types.ModuleType('solution')
+  vars(solution).update(program)
+  # The tests have their own copy of the helpers that the problem gives, and
+  # the modules that they name; nothing of a program stands in for those, for
+  # what is built in, or for a test.
   scope = {'__name__': 'tests'}
   exec(compile(setup, 'setup.py', 'exec'), scope)
-  # A program that defines its own len() or abs() is not asked with them.
-  scope.update((name, value) for name, value in program.items()
-               if name == entry_point
-               or name not in scope and not hasattr(builtins, name))
-  before = set(scope)
-  exec(compile(tests, 'tests.py', 'exec'), scope)
-  for name, test in list(scope.items()):  # as pytest finds them
-    if name.startswith('test') and name not in before and callable(test):
-      _run_marked(test)
+  tree = ast.parse(tests)
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Name) and node.id not in scope and (
+        node.id in sys.stdlib_module_names) and node.id != entry_point:
+      scope[node.id] = __import__(node.id)
+  offered = {name: value for name, value in program.items()
+             if name == entry_point or not (
+                 name in scope or hasattr(builtins, name)
+                 or name in sys.stdlib_module_names
+                 or name.lower().startswith('test'))}
+  solution.__all__ = list(offered)
+  scope.update(offered)
+  exec(compile(tree, 'tests.py', 'exec'), scope)
+  ran = sum(_run(value) for name, value in list(scope.items())
+            if name.lower().startswith('test') and name not in offered)
+  acts = (ast.Assert, ast.Expr, ast.For, ast.While, ast.With, ast.Try)
+  if not ran and not any(isinstance(n, acts) for n in tree.body):
+    raise BrokenTestsError('there is nothing in them that runs')
 
 
-def _run_marked(test):
+def _run(test) -> int:
+  """Runs what pytest would find under this name; returns how many."""
+  if not isinstance(test, type):
+    return _run_cases(test) if isinstance(test, types.FunctionType) else 0
+  if 'unittest' in sys.modules:
+    import unittest
+    if issubclass(test, unittest.TestCase):
+      result = unittest.TestResult()
+      unittest.defaultTestLoader.loadTestsFromTestCase(test).run(result)
+      for _, trace in result.errors + result.failures:
+        raise AssertionError(trace.strip().rpartition('\n')[2])
+      return result.testsRun
+  ran = 0
+  for name in [n for n in dir(test) if n.startswith('test')]:
+    instance = test()
+    getattr(instance, 'setup_method', lambda *_: None)(
+        *[None] * _parameters(getattr(instance, 'setup_method', None)))
+    ran += _run_cases(getattr(instance, name))
+  return ran
+
+
+def _parameters(function) -> int:
+  if function is None:
+    return 0
+  bound = hasattr(function, '__self__')
+  return function.__code__.co_argcount - bound
+
+
+def _run_cases(test) -> int:
   """Calls a test once, or for each case of its pytest 'parametrize' marks."""
   cases = [{}]
   for mark in getattr(test, 'pytestmark', ()):
+    if mark.name.startswith('skip'):
+      return 0
     if mark.name == 'parametrize':
-      names, values = mark.args[:2]
+      names, values = (*mark.args, *mark.kwargs.values())[:2]
       if isinstance(names, str):
         names = [n.strip() for n in names.split(',')]
-      rows = [v if len(names) > 1 else (v,) for v in values]
+      rows = [getattr(v, 'values', v) for v in values]  # pytest.param
+      rows = [tuple(r) if len(names) > 1 or r is not v else (r,)
+              for r, v in zip(rows, values, strict=True)]
       cases = [{**case, **dict(zip(names, row, strict=True))}
                for case in cases for row in rows]
+  given = len(cases[0]) if cases else 0
+  if cases and _parameters(test) - len(test.__defaults__ or ()) > given:
+    raise BrokenTestsError(f'{test.__name__} needs fixtures')
   for case in cases:
-    test(**case)
+    result = test(**case)
+    if isinstance(result, types.CoroutineType):
+      import asyncio
+      asyncio.run(result)
+  return len(cases)
 
 
 def confine(memory_bytes, cpu_s, user):
@@ -312,6 +456,7 @@ def confine(memory_bytes, cpu_s, user):
   for limit, value in ((resource.RLIMIT_AS, memory_bytes),
                        (resource.RLIMIT_CPU, cpu_s),
                        (resource.RLIMIT_FSIZE, MAX_FILE),
+                       (resource.RLIMIT_NOFILE, MAX_FILES),
                        (resource.RLIMIT_NPROC, MAX_PROCESSES),
                        (resource.RLIMIT_CORE, 0)):
     resource.setrlimit(limit, (value, value))
@@ -333,5 +478,5 @@ def main(role, packages, memory_bytes, cpu_s, user):
 if __name__ == '__main__':
   try:
     main(*sys.argv[1:])
-  except (EOFError, BrokenPipeError):
+  except BrokenPipeError:
     pass

@@ -74,9 +74,9 @@ def read(builder_class: type[UpstreamBuilder], source: str, split: str):
   import grain.python as grain
   tfds.disable_progress_bar()
   files = builder_class.FILES.values()
-  version = 'upstream'
+  # Changed files, and rows that are read another way, are built anew.
+  digest = hashlib.sha256(repr(builder_class.FIELDS).encode())
   if source:
-    digest = hashlib.sha256()
     for name in files:
       path = pathlib.Path(source) / name
       if not path.is_file():
@@ -84,12 +84,12 @@ def read(builder_class: type[UpstreamBuilder], source: str, split: str):
                         "the upstream file there, or set task.data_dir='' to "
                         'download it')
       digest.update(path.read_bytes())
-    version = digest.hexdigest()[:16]  # changed files are built anew
   elif not builder_class.URLS:
     raise UserError(f"task.data_dir='': name a directory that holds "
                     f'{", ".join(files)}; it cannot be downloaded')
-  builder = builder_class(source=source, data_dir=cache_root() / version,
-                          file_format='array_record')
+  builder = builder_class(
+      source=source, file_format='array_record',
+      data_dir=cache_root() / digest.hexdigest()[:16])
   try:
     builder.download_and_prepare()
   except OSError as e:

@@ -9,8 +9,9 @@ import ast
 import re
 import textwrap
 
+MAX_REPLY_CHARS = 100_000
 MAX_PROGRAM_CHARS = 50_000
-_FENCED = re.compile(r'```[ \t]*(?:python3?|py)?[ \t]*\n(.*?)(?:```|\Z)',
+_FENCED = re.compile(r'``` ?(?:python3?|py)? ?\n(.*?)(?:```|\Z)',
                      re.DOTALL | re.IGNORECASE)
 _STATEMENTS = (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.For, ast.While,
                ast.If, ast.With, ast.Return, ast.Import, ast.ImportFrom,
@@ -24,8 +25,9 @@ def extract_program(text: str, setup: str = '', entry_point: str = '') -> str:
   or else the whole reply. A block that is indented goes on where `setup`
   ends, as a completion of its last function.
   """
+  text = text[:MAX_REPLY_CHARS]
   blocks = _FENCED.findall(text) or [text]
-  defines = rf'^\s*(?:async\s+)?(?:def|class)\s+{re.escape(entry_point)}\b'
+  defines = rf'^[ \t]*(?:async +)?(?:def|class) +{re.escape(entry_point)}\b'
   named = [b for b in blocks if re.search(defines, b, re.MULTILINE)]
   code = (named or blocks)[-1][:MAX_PROGRAM_CHARS]
   if not named and code.strip() and code.lstrip('\n')[0] in ' \t':
