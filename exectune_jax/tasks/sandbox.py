@@ -9,6 +9,7 @@ starts them, carries their messages and watches the clock.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -33,7 +34,8 @@ ENVIRONMENT = {'PATH': '/usr/bin:/bin', 'HOME': '/tmp', 'LANG': 'C.UTF-8',
                'OPENBLAS_NUM_THREADS': '1'}
 # What the tests are told when the program is gone; no 'except Exception'
 # takes it for an error that the program was right to raise.
-ENDED = ['raise', ['ProgramEnded', 'BaseException'], 'the program ended']
+ENDED = ['raise', ['ProgramEnded', 'BaseException'],
+         ['list', ['the program ended']]]
 
 
 class Sandbox:
@@ -122,17 +124,15 @@ class _Process:
     memory, cpu_s = limits
     if role == 'tests':
       cpu_s = str(TESTS_CPU_S)
-    # Root's processes are not counted, so they get a user each instead.
-    user = 0 if os.getuid() or unsafe else random.randrange(10**6, 2**31)
     packages = sysconfig.get_path('purelib')
     self._folder = tempfile.mkdtemp() if unsafe else None
     python = os.path.realpath(sys.executable)
     command = [python, '-I', '-S', '-B']
     command += ([sandbox_worker.__file__] if unsafe else ['/worker.py'])
-    command += [role, packages, memory, cpu_s, str(user)]
+    command += [role, packages, memory, cpu_s]
     self._errors = tempfile.TemporaryFile()
     self._process = subprocess.Popen(
-        command if unsafe else [*_isolation(packages, bool(user)), *command],
+        command if unsafe else [*_isolation(packages), *command],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
         cwd=self._folder, start_new_session=True,
         env=ENVIRONMENT)  # bwrap's too: programs can read it in /proc
@@ -204,14 +204,27 @@ def _wait(fd, event, deadline):
     raise TimeoutError
 
 
-def _isolation(packages: str, root: bool) -> list[str]:
+@functools.cache
+def _no_new_namespaces() -> list[str]:
+  """Inside, nobody can make namespaces of their own, where bwrap knows how:
+  in them a program could mount, and reach more of the kernel."""
+  known = subprocess.run(['bwrap', '--help'], capture_output=True, text=True)
+  return ['--disable-userns'] * ('--disable-userns' in known.stdout)
+
+
+def _isolation(packages: str) -> list[str]:
   """The bubblewrap command before the program's own."""
-  # Root keeps its user namespace, so that the worker can become nobody in
-  # it; it gives up all rights when it does.
-  spaces = (['--unshare-ipc', '--unshare-pid', '--unshare-net',
-             '--unshare-uts', '--unshare-cgroup-try',
-             '--cap-add', 'CAP_SETUID', '--cap-add', 'CAP_SETGID'] if root
-            else ['--unshare-all'])
+  spaces, inner = ['--unshare-all', '--unshare-user', *_no_new_namespaces()], []
+  if not os.getuid():
+    # Root's processes are above the limit on their number, so each sandbox
+    # gets a user of its own; only then is its user namespace made.
+    user = str(random.randrange(10**6, 2**31))
+    spaces = ['--unshare-ipc', '--unshare-pid', '--unshare-net',
+              '--unshare-uts', '--unshare-cgroup-try',
+              '--cap-add', 'CAP_SETUID', '--cap-add', 'CAP_SETGID']
+    inner = ['setpriv', '--reuid', user, '--regid', user, '--clear-groups',
+             'bwrap', '--unshare-user', *_no_new_namespaces(),
+             '--bind', '/', '/', '--dev-bind', '/dev', '/dev', '--']
   command = ['bwrap', '--die-with-parent', '--new-session', '--cap-drop',
              'ALL', *spaces]
   for folder in ('/usr', '/bin', '/lib', '/lib64'):
@@ -228,7 +241,7 @@ def _isolation(packages: str, root: bool) -> list[str]:
   return [*command, '--ro-bind', sandbox_worker.__file__, '/worker.py',
           '--proc', '/proc', '--dev', '/dev', '--size', str(TMP_BYTES),
           '--perms', '1777', '--tmpfs', '/dev/shm', '--remount-ro', '/dev',
-          '--chdir', '/tmp', '--remount-ro', '/']
+          '--chdir', '/tmp', '--remount-ro', '/', *inner]
 
 
 def probe(sandbox: Sandbox, field: str) -> None:
