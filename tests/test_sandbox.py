@@ -198,7 +198,6 @@ def f(callback):
   return callback.__globals__
 ''', 'f(lambda: 1)', 'failed: AttributeError: __globals__'),
     'raw reach through a callback': ('''
-import __main__
 def f(callback):
   peer, number = object.__getattribute__(callback, '_at')
   return peer.call(number, 'getattr', ['__globals__'], {})
@@ -226,8 +225,8 @@ def f(callback):
         'getsizeof = lambda x: sys.R()\ndef f(t): return sys.R()',
         'assert f((1,)) == sys.getsizeof((1,))', 'failed: AssertionError'),
     'protocols of numpy': ('''
-import __main__
-__main__.OPERATIONS['getattr'] = getattr
+import remote
+remote.OPERATIONS['getattr'] = getattr
 class A:
   __array_interface__ = {'shape': (0,), 'typestr': '<f8', 'data': (0, True),
                          'version': 3}
@@ -239,11 +238,11 @@ def f(x): return A()
         'assert all(a == b for a, b in zip(map(f, [1, 2]), [2, 3]))',
         'failed: RuntimeError'),
     'the type of exec': ('''
-import __main__
-old = __main__.Peer.encode
+import remote
+old = remote.Peer.encode
 def encode(peer, value):
   return ['type', 'exec'] if value == 'now' else old(peer, value)
-__main__.Peer.encode = encode
+remote.Peer.encode = encode
 def f(g): return g(["__import__('os')._exit(0)", ''], 'now')
 ''', 'assert f(lambda x, key: sorted(x, key=key)) == 3', 'failed: '),
     'a line that is cut into two': ('''
@@ -327,7 +326,7 @@ def test_a_killed_grader_takes_its_sandboxes_along():
   grader = subprocess.Popen([sys.executable, '-c', f'''
 from exectune_jax.tasks.sandbox import Sandbox
 Sandbox(60, {megabytes}).judge('', 'while True: pass', '')'''])
-  marker = f'/worker.py program {INTERPRETER[1]} {megabytes << 20}'
+  marker = f'/inside/worker.py program {INTERPRETER[1]} {megabytes << 20}'
   while not _running(marker):
     assert grader.poll() is None
     time.sleep(0.05)

@@ -2,8 +2,8 @@
 
 A program and its tests run in two sandboxes (bubblewrap): no network, no
 files but the interpreter's, an empty environment, a small tmpfs, limits on
-memory, processes and time. What they run is sandbox_worker.py; this side
-starts them, carries their messages and watches the clock.
+memory, processes and time. What they run is in inside/; this side starts
+them, carries their messages and watches the clock.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ import tempfile
 import time
 
 from exectune_jax.errors import Lost, UserError
-from exectune_jax.tasks import sandbox_worker
-from exectune_jax.tasks.sandbox_worker import MAX_LINE
+from exectune_jax.tasks.inside.remote import MAX_LINE
 
+INSIDE = pathlib.Path(__file__).parent / 'inside'
 START_S = 20.0  # for an interpreter to say that it is ready
 TMP_BYTES = 64 << 20
 TESTS_CPU_S = 3600  # the tests' interpreter serves many programs
@@ -128,7 +128,7 @@ class _Process:
     self._folder = tempfile.mkdtemp() if unsafe else None
     python = os.path.realpath(sys.executable)
     command = [python, '-I', '-S', '-B']
-    command += ([sandbox_worker.__file__] if unsafe else ['/worker.py'])
+    command += [str(INSIDE / 'worker.py') if unsafe else '/inside/worker.py']
     command += [role, packages, memory, cpu_s]
     self._errors = tempfile.TemporaryFile()
     self._process = subprocess.Popen(
@@ -238,7 +238,7 @@ def _isolation(packages: str) -> list[str]:
     for parent in reversed(pathlib.Path(folder).parents[:-1]):
       command += ['--perms', '0755', '--dir', str(parent)]
     command += ['--ro-bind', folder, folder]
-  return [*command, '--ro-bind', sandbox_worker.__file__, '/worker.py',
+  return [*command, '--ro-bind', str(INSIDE), '/inside',
           '--proc', '/proc', '--dev', '/dev', '--size', str(TMP_BYTES),
           '--perms', '1777', '--tmpfs', '/dev/shm', '--remount-ro', '/dev',
           '--chdir', '/tmp', '--remount-ro', '/', *inner]

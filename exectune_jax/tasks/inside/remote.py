@@ -1,31 +1,16 @@
-"""What runs inside a sandbox: a program under test, or the tests of programs.
+"""Calls between a program and its tests, which trust each other in nothing.
 
-The same script in two sandboxes; sandbox.py carries the lines between them.
-The tests call the program by remote calls that carry plain data, so whatever
-a program does to its own interpreter, the verdict is reached in another one,
-by comparing values there. Objects that are not data stay where they are; a
-`Remote` stands for one on the other side. What arrives from the program is
-never trusted: it can send any line it likes.
-
-Imports the standard library alone, and little of it: every program gets a
-process of its own, so the time to start counts.
+Plain data travels as JSON. Objects that are not data stay where they are; a
+`Remote` stands for one on the other side. What arrives from a program is
+never believed: it can send any line it likes.
 """
 
-import ast
 import builtins
 import json
 import operator
 import os
-import resource
-import sys
-import types
 
 MAX_LINE = 16 << 20  # bytes of one message
-MAX_FILE = 16 << 20  # bytes
-MAX_FILES = 64
-MAX_PROCESSES = 8
-JUDGED = 77  # exit code of tests that have reached a verdict
-MAX_EXPORT = 1 << 16  # bytes of a global of a program that is sent as data
 CONTAINERS = {'list': list, 'tuple': tuple, 'set': set,
               'frozenset': frozenset}
 # A subclass may compare as it likes; the value in it may not.
@@ -169,7 +154,7 @@ class Peer:
     args = error.args
     if not all(type(a) in (*PLAIN, bool, type(None)) for a in args) or len(
         str(args)) > 1000:
-      args = (_text(error),)
+      args = (text_of(error),)
     return ['raise', _names(type(error)), self.encode(list(args))]
 
   def error_class(self, names):
@@ -265,7 +250,7 @@ def _names(error_class):
   return [c.__name__ for c in error_class.__mro__[:-1]]
 
 
-def _text(error):
+def text_of(error) -> str:
   try:
     return str(error)[:1000]
   except Exception:  # noqa: BLE001 a text is all that is lost
@@ -294,185 +279,3 @@ class Lines:
     if not line.endswith(b'\n'):
       os._exit(1)  # closed, or cut: no test may catch this and go on
     return json.loads(line)
-
-
-def serve_program(lines):
-  """Runs one program: loads it when asked to, then answers calls."""
-  def load(setup, code):
-    module = types.ModuleType('solution')
-    sys.modules['solution'] = module
-    for source in (setup, code):
-      exec(compile(source, 'solution.py', 'exec'), module.__dict__)
-    return [[name, _exported(peer, value)]
-            for name, value in vars(module).items()
-            if not (name.startswith('__')
-                    or isinstance(value, types.ModuleType))]
-
-  peer = Peer(lines)
-  peer.objects[0] = load
-  while True:
-    message = peer.answer(*lines.receive()[1:])
-    try:
-      lines.send(message)
-    except MemoryError as e:
-      lines.send(peer.failure(e))
-
-
-def _exported(peer, value):
-  """A global of the program, as data if it is small."""
-  try:
-    data = peer.encode(value)
-    small = len(json.dumps(data)) <= MAX_EXPORT
-  except (RecursionError, MemoryError, ValueError):
-    small = False
-  return json.dumps(data if small else peer.number(value))
-
-
-def serve_tests(lines):
-  """Judges one program after another, each in a fork of its own: nothing
-  that a program makes the tests do reaches the next one."""
-  while True:
-    child = os.fork()
-    if not child:
-      job = lines.receive()
-      said = _verdict(Peer(lines), **job)
-      lines.send(['verdict', said.encode('ascii', 'replace').decode()[:500]])
-      os._exit(JUDGED)
-    if os.waitpid(child, 0)[1] != JUDGED << 8:
-      return
-
-
-def _verdict(peer, setup, code, tests, entry_point):
-  """'passed', or what went wrong."""
-  try:
-    _test(peer, setup, code, tests, entry_point)
-  except MemoryError:
-    return 'memory'
-  except BrokenTestsError as e:
-    return f'broken tests: {_text(e)}'
-  except ImportError as e:
-    if e.name == 'solution':  # it lacks what the tests import from it
-      return f'failed: {_text(e)}'
-    whose = '' if hasattr(e, 'from_program') else 'broken tests: '
-    return f'{whose}import error: {_text(e)}'
-  except BaseException as e:  # noqa: BLE001 AssertionError, most often
-    return f'failed: {type(e).__name__}: {_text(e)[:300]}'
-  return 'passed'
-
-
-class BrokenTestsError(Exception):
-  """The tests cannot judge anybody."""
-
-
-def _test(peer, setup, code, tests, entry_point):
-  exported = peer.call(0, '__call__', (setup, code), {})
-  program = {str(name): peer.decode(json.loads(data))
-             for name, data in exported if not str(name).startswith('__')}
-  if entry_point and entry_point not in program:
-    raise NameError(f'the program does not define {entry_point}')
-  solution = sys.modules['solution'] = types.ModuleType('solution')
-  vars(solution).update(program)
-  # The tests have their own copy of the helpers that the problem gives, and
-  # the modules that they name; nothing of a program stands in for those, for
-  # what is built in, or for a test.
-  scope = {'__name__': 'tests'}
-  exec(compile(setup, 'setup.py', 'exec'), scope)
-  tree = ast.parse(tests)
-  for node in ast.walk(tree):
-    if isinstance(node, ast.Name) and node.id not in scope and (
-        node.id in sys.stdlib_module_names) and node.id != entry_point:
-      scope[node.id] = __import__(node.id)
-  offered = {name: value for name, value in program.items()
-             if name == entry_point or not (
-                 name in scope or hasattr(builtins, name)
-                 or name in sys.stdlib_module_names
-                 or name.lower().startswith('test'))}
-  solution.__all__ = list(offered)
-  scope.update(offered)
-  exec(compile(tree, 'tests.py', 'exec'), scope)
-  ran = sum(_run(value) for name, value in list(scope.items())
-            if name.lower().startswith('test') and name not in offered)
-  acts = (ast.Assert, ast.Expr, ast.For, ast.While, ast.With, ast.Try)
-  if not ran and not any(isinstance(n, acts) for n in tree.body):
-    raise BrokenTestsError('nothing in them runs')
-
-
-def _run(test) -> int:
-  """Runs what pytest would find under this name; returns how many."""
-  if not isinstance(test, type):
-    return _run_cases(test) if isinstance(test, types.FunctionType) else 0
-  if 'unittest' in sys.modules:
-    import unittest
-    if issubclass(test, unittest.TestCase):
-      result = unittest.TestResult()
-      unittest.defaultTestLoader.loadTestsFromTestCase(test).run(result)
-      for _, trace in result.errors + result.failures:
-        raise AssertionError(trace.strip().rpartition('\n')[2])
-      return result.testsRun
-  ran = 0
-  for name in [n for n in dir(test) if n.startswith('test')]:
-    instance = test()
-    getattr(instance, 'setup_method', lambda *_: None)(
-        *[None] * _parameters(getattr(instance, 'setup_method', None)))
-    ran += _run_cases(getattr(instance, name))
-  return ran
-
-
-def _parameters(function) -> int:
-  if function is None:
-    return 0
-  bound = hasattr(function, '__self__')
-  return function.__code__.co_argcount - bound
-
-
-def _run_cases(test) -> int:
-  """Calls a test once, or for each case of its pytest 'parametrize' marks."""
-  cases = [{}]
-  for mark in getattr(test, 'pytestmark', ()):
-    if mark.name.startswith('skip'):
-      return 0
-    if mark.name == 'parametrize':
-      names, values = (*mark.args, *mark.kwargs.values())[:2]
-      alone = isinstance(names, str) and ',' not in names
-      if isinstance(names, str):
-        names = [n.strip() for n in names.split(',')]
-      rows = [v.values if type(v).__name__ == 'ParameterSet'  # pytest.param
-              else (v,) if alone else tuple(v) for v in values]
-      cases = [{**case, **dict(zip(names, row, strict=True))}
-               for case in cases for row in rows]
-  given = len(cases[0]) if cases else 0
-  if cases and _parameters(test) - len(test.__defaults__ or ()) > given:
-    raise BrokenTestsError(f'{test.__name__} needs fixtures')
-  for case in cases:
-    result = test(**case)
-    if isinstance(result, types.CoroutineType):
-      import asyncio
-      asyncio.run(result)
-  return len(cases)
-
-
-def confine(memory_bytes, cpu_s):
-  """Limits of this process and of all that it starts."""
-  for limit, value in ((resource.RLIMIT_AS, memory_bytes),
-                       (resource.RLIMIT_CPU, cpu_s),
-                       (resource.RLIMIT_FSIZE, MAX_FILE),
-                       (resource.RLIMIT_NOFILE, MAX_FILES),
-                       (resource.RLIMIT_NPROC, MAX_PROCESSES),
-                       (resource.RLIMIT_CORE, 0)):
-    resource.setrlimit(limit, (value, value))
-
-
-def main(role, packages, memory_bytes, cpu_s):
-  lines = Lines()
-  confine(int(memory_bytes), int(cpu_s))
-  sys.path.append(packages)
-  sys.set_int_max_str_digits(0)
-  lines.send(['ready'])
-  (serve_program if role == 'program' else serve_tests)(lines)
-
-
-if __name__ == '__main__':
-  try:
-    main(*sys.argv[1:])
-  except BrokenPipeError:
-    pass
