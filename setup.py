@@ -21,6 +21,7 @@ REQUIRED = [
     'numpy>=1.26',
     'optax>=0.2.6',
     'orbax-checkpoint>=0.11',
+    'pyyaml>=6',
     'rich>=13',
     'safetensors>=0.4',
     'tensorboardX>=2.6',

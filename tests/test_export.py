@@ -1,16 +1,22 @@
 """Guides that were trained here, loaded elsewhere."""
 
+import json
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import yaml
 
 from exectune_jax import config as config_lib
+from exectune_jax.episode import Problem
 from exectune_jax.errors import UserError
 from exectune_jax.learning import sharding
 from exectune_jax.learning.learner import Learner
 from exectune_jax.models import hf
 from exectune_jax.models.transformer import Transformer, init_variables
+from exectune_jax.report import card
 from exectune_jax.stages import collect, export, sft
 
 
@@ -65,6 +71,54 @@ def test_exported_guides_give_the_same_logits(tmp_path, lora_rank):
   assert words.encode('12 apples') == guide.tokenizer.encode('12 apples')
   assert words.chat_template == guide.tokenizer.chat_template
   assert theirs.config.eos_token_id == guide.end
+  # Its own settings decode greedily to the same strategy as our sampler.
+  problem = Problem('p', 'Ada has 3 apples and buys 4 more.', '7')
+  prompt = guide.prompt(problem)
+  (ours,) = learner.sampler.sample(variables, [prompt], [0], 1, seed=0,
+                                   temperature=0.0)
+  with torch.no_grad():
+    written = theirs.generate(torch.tensor([prompt]))[0, len(prompt):].tolist()
+  assert theirs.generation_config.max_new_tokens == guide.max_new_tokens
+  assert written[:len(ours.tokens)] == list(ours.tokens)
+
+
+REPORT = {
+    'task': 'word_problems', 'core': 'toy:small', 'n': 300, 'systems': [
+        {'name': 'core_alone', 'accuracy': 0.267, 'ci95': [0.22, 0.319],
+         'degraded_rate': 0.0, 'usd_per_1k': 0.0096},
+        {'name': 'base', 'accuracy': 0.65, 'ci95': [0.594, 0.702],
+         'degraded_rate': 0.023, 'usd_per_1k': 0.0123}],
+    'paired': [{'a': 'base', 'b': 'core_alone', 'difference': 0.383,
+                'ci95': [0.32, 0.446], 'mcnemar_p': 1e-9}]}
+
+
+def test_the_model_card_has_the_reports_numbers(tmp_path):
+  config, _ = trained(tmp_path / 'w', 0)
+  path = tmp_path / 'w/export/base/README.md'
+  assert 'This guide has not been evaluated.' in path.read_text()
+  (tmp_path / 'w/report.json').write_text(json.dumps(REPORT))
+  export.run(config, tmp_path / 'w')
+  text = path.read_text()
+  assert '| core_alone | 26.7 (22.0-31.9) | 0.0 | 0.0096 |' in text
+  assert '| base | 65.0 (59.4-70.2) | 2.3 | 0.0123 |' in text
+  assert 'Paired difference: +38.3 points [+32.0, +44.6].' in text
+  front = yaml.safe_load(text.split('---')[1])
+  assert front == {'library_name': 'transformers', 'tags': [
+      'exectune', 'guide'], 'pipeline_tag': 'text-generation'}
+  named = card.write('base', config, 'Qwen/Qwen3-1.7B', None)
+  assert yaml.safe_load(named.split('---')[1])[
+      'base_model'] == 'Qwen/Qwen3-1.7B'
+
+
+def test_the_code_of_the_model_card_runs(tmp_path):
+  pytest.importorskip('torch')
+  trained(tmp_path / 'w', 0)
+  folder = tmp_path / 'w/export/base'
+  (code,) = re.findall('```python\n(.*?)```',
+                       (folder / 'README.md').read_text(), re.DOTALL)
+  scope = {'PATH': str(folder), 'question': 'Ada has 3 apples.'}
+  exec(code, scope)
+  assert isinstance(scope['strategy'], str) and scope['strategy']
 
 
 def test_an_exported_guide_can_be_trained_on(tmp_path):

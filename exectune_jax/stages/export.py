@@ -1,7 +1,8 @@
 """A trained guide as a Hugging Face directory, for transformers, vLLM, ....
 
 Adapters are merged. Leaves export/<guide> (or export.output) with
-config.json, safetensors files, tokenizer and chat template.
+config.json, safetensors files, tokenizer with chat template, generation
+config, and a model card with what report.json says of the guide.
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ from __future__ import annotations
 import json
 import pathlib
 
+import transformers
+
 from exectune_jax import progress
 from exectune_jax.learning import hosts
 from exectune_jax.learning.learner import Learner
 from exectune_jax.models import guide as guides
-from exectune_jax.models import hf, lora
+from exectune_jax.models import hf, lora, zoo
+from exectune_jax.report import card
 
 
 def run(config, workdir):
@@ -26,11 +30,20 @@ def run(config, workdir):
   guide = learner.guide
   dtype = config.export.dtype or _dtype(config)
   words = guide.tokenizer
-  hf.write(output, guide.config, lora.merge(variables, guide.config), dtype, {
-      'bos_token_id': words.bos_token_id, 'eos_token_id': words.eos_token_id,
-      'pad_token_id': words.pad_token_id})
+  ends = {'bos_token_id': words.bos_token_id,
+          'eos_token_id': words.eos_token_id,
+          'pad_token_id': words.pad_token_id}
+  hf.write(output, guide.config, lora.merge(variables, guide.config), dtype,
+           ends)
   if hosts.first():
     words.save_pretrained(output)
+    transformers.GenerationConfig(
+        do_sample=False, max_new_tokens=guide.max_new_tokens,
+        **ends).save_pretrained(output)
+    base = '' if config.guide.size == 'tiny' else (
+        config.guide.checkpoint or zoo.HUB.get(config.guide.size, ''))
+    (output / 'README.md').write_text(card.write(
+        name, config, base, card.read_report(workdir / 'report.json')))
   progress.console.print(f'written: {output} ({name}, {dtype}); load it with '
                          'transformers.AutoModelForCausalLM.from_pretrained')
 
