@@ -32,10 +32,10 @@ UNGUIDED = ('core_alone', 'large_core', 'generic', 'step_by_step')
 CORES = ('core', 'teacher', 'judge', 'large_core')
 
 # Fields that may differ when a workdir is used again.
-RESUMABLE = ('stages', 'budget_usd', 'grader_processes', 'compilation_cache',
-             'evaluate', 'export', 'large_core', 'sft.checkpoint_every',
-             'rl.checkpoint_every', 'rl.show_every', 'rl.deadline_s',
-             'rl.max_lost_fraction', 'mesh.hosts',
+RESUMABLE = ('stages', 'budget_usd', 'ledger', 'grader_processes',
+             'compilation_cache', 'evaluate', 'export', 'large_core',
+             'sft.checkpoint_every', 'rl.checkpoint_every', 'rl.show_every',
+             'rl.deadline_s', 'rl.max_lost_fraction', 'mesh.hosts',
              *(f'{core}.{field}' for core in CORES for field in (
                  'min_concurrency', 'concurrency', 'requests_per_minute',
                  'tokens_per_minute', 'attempts', 'timeout_s', 'deadline_s')))
@@ -72,7 +72,9 @@ def default_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict(dict(
       seed=0,
       stages='collect,sft:base,sft,rl:advisor,rl,evaluate',
-      budget_usd=0.0,  # hard limit over all runs of the workdir; 0: none
+      budget_usd=0.0,  # hard limit over all runs of the ledger; 0: none
+      ledger='',  # file that several runs share; '': one in the workdir
+      run='',  # this run's name in the bill of a shared ledger
       grader_processes=2,  # that judge replies
       compilation_cache='~/.cache/exectune_jax/xla',  # '': off
       core=core_section('toy:small'),

@@ -33,12 +33,14 @@ class CoreClient:
     stage: written beside each reply, for the bill.
     field: the config section's name, for error messages.
     limit: shared by all clients of a provider.
+    run: name of this run, where several share the ledger.
   """
 
   def __init__(self, core: Core, ledger: Ledger, settings, stage: str,
-               field: str = 'core', limit: Concurrency | None = None):
+               field: str = 'core', limit: Concurrency | None = None,
+               run: str = ''):
     self.core, self.ledger, self.settings = core, ledger, settings
-    self.stage, self.field = stage, field
+    self.stage, self.field, self.run = stage, field, run
     self.limit = limit or Concurrency(settings.min_concurrency,
                                       settings.concurrency)
     self._flying: dict[str, asyncio.Task] = {}
@@ -59,6 +61,8 @@ class CoreClient:
     key = request.key(self.core.name)
     reply = self.ledger.get(key)
     if reply is not None:
+      if self.run:
+        self.ledger.reuse(key, self.run)
       return reply
     task = self._flying.get(key)
     if task is None:

@@ -16,7 +16,7 @@ from exectune_jax import progress, prompts
 from exectune_jax.config import UNGUIDED
 from exectune_jax.cores import prices
 from exectune_jax.cores.base import draws_alone, guess_input_tokens
-from exectune_jax.cores.ledger import Ledger
+from exectune_jax.cores.ledger import Ledger, path_of, stage_of
 from exectune_jax.tasks import load_problems, make_task, transfer
 
 ENOUGH = 20  # calls from which a mean is taken
@@ -106,8 +106,8 @@ def lines(config, stage: str, name: str, ledger: Ledger | None,
 
 def show(config, stage: str, workdir, problems=None) -> None:
   """Prints the estimate and the cap, if the stage asks any core."""
-  name = f'rl:{config.rl.output}' if stage == 'rl' else stage
-  path = workdir / 'ledger.sqlite'
+  name = stage_of(config, f'rl:{config.rl.output}' if stage == 'rl' else stage)
+  path = path_of(config, workdir)
   ledger = Ledger(path) if path.exists() else None
   try:
     found = lines(config, stage, name, ledger, problems)

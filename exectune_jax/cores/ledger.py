@@ -41,12 +41,27 @@ CREATE TABLE failed (
   created REAL, core TEXT, stage TEXT, reason TEXT, usd REAL);
 CREATE TABLE total (usd REAL);
 INSERT INTO total SELECT COALESCE(SUM(usd), 0.0) FROM calls;
-""",)
+""", """
+CREATE TABLE reused (
+  run TEXT, key TEXT, usd REAL, PRIMARY KEY (run, key)) WITHOUT ROWID;
+""")
 _REPLY = ('text, finish, input_tokens, output_tokens, usd, latency_s, '
           'cached_tokens, thinking_tokens, estimated')
 KILLED = 'killed while in flight'
 
 _open: set[str] = set()  # owners of this process
+
+
+def path_of(config, workdir: pathlib.Path, host: int = 0) -> pathlib.Path:
+  """Where a run's ledger is; each of several processes has its own."""
+  path = pathlib.Path(config.ledger).expanduser() if config.ledger else (
+      workdir / 'ledger.sqlite')
+  return path.with_suffix(f'.{host}.sqlite') if host else path
+
+
+def stage_of(config, stage: str) -> str:
+  """What the bill calls a stage of this run."""
+  return f'{config.run}/{stage}' if config.run else stage
 
 
 class Ledger:
@@ -88,6 +103,13 @@ class Ledger:
       except sqlite3.Error as e:
         raise self._error(e) from e
     return CoreReply(*row[:-1], bool(row[-1])) if row else None
+
+  def reuse(self, key: str, run: str) -> None:
+    """Notes that a run uses a reply that another one has paid for."""
+    with self._transaction() as db:
+      db.execute('INSERT OR IGNORE INTO reused SELECT ?, key, usd FROM calls '
+                 'WHERE key=? AND substr(stage, 1, ?) != ?',
+                 (run, key, len(run) + 1, f'{run}/'))
 
   def begin(self, key: str, core: str, stage: str, worst_usd: float) -> bool:
     """Notes that a try starts; False if somebody is at this call already.

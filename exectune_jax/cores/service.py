@@ -15,6 +15,7 @@ import pathlib
 import threading
 
 from exectune_jax import interrupt
+from exectune_jax.cores import ledger as ledger_lib
 from exectune_jax.cores import prices
 from exectune_jax.cores.base import Core, Price
 from exectune_jax.cores.client import CoreClient
@@ -59,7 +60,7 @@ class CoreService:
 
   Args:
     config: the whole config.
-    workdir: holds ledger.sqlite.
+    workdir: holds ledger.sqlite, unless config.ledger says otherwise.
     stage: name for the bill.
     host, hosts: each of several processes has a ledger of its own, and its
       share of the budget.
@@ -67,9 +68,10 @@ class CoreService:
 
   def __init__(self, config, workdir: pathlib.Path, stage: str,
                host: int = 0, hosts: int = 1):
-    self.config, self.stage = config, stage
-    name = f'ledger.{host}.sqlite' if host else 'ledger.sqlite'
-    self.ledger = Ledger(workdir / name, config.budget_usd / hosts)
+    self.config = config
+    self.stage = ledger_lib.stage_of(config, stage)
+    self.ledger = Ledger(ledger_lib.path_of(config, workdir, host),
+                         config.budget_usd / hosts)
     self._clients: dict[str, CoreClient] = {}
     self._graders: dict[str, Graders] = {}
     self._limits: dict[str, Concurrency] = {}  # one for each provider
@@ -107,7 +109,7 @@ class CoreService:
       core = make_core(settings.name, price, field, settings.thinking)
       async def build():  # futures and locks belong to the loop
         return CoreClient(core, self.ledger, settings, self.stage, field,
-                          self._limit(settings))
+                          self._limit(settings), self.config.run)
       self._clients[field] = self.submit(build()).result()
     return self._clients[field]
 
