@@ -93,7 +93,7 @@ def default_config() -> ml_collections.ConfigDict:
       families=('one_step', 'units', 'two_step', 'three_step'),
       operations='+-*/',
       wordings=3,
-      timeout_s=5.0,  # of a program and its tests
+      timeout_s=10.0,  # of a program and its tests
       memory_mb=1024,  # of a program
       unsafe_subprocess=False,  # True: programs run without isolation
   ))
