@@ -172,7 +172,7 @@ def test_training_under_thirty_per_cent_faults(config, tmp_path):
   spent = before.spent_usd
   before.close()
   config.rl.update(steps=4, groups=4, group_size=4, max_lost_fraction=0.9)
-  config.core.update(attempts=2, timeout_s=0.3, usd_per_1m_input=1.0,
+  config.core.update(attempts=2, timeout_s=1.0, usd_per_1m_input=1.0,
                      usd_per_1m_output=10.0)
   with FakeProviders(toy_answer, 0.3) as server:
     config.core.name = f'openai:m@{server.url}/v1'
