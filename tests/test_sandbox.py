@@ -481,7 +481,8 @@ def test_broken_tests_are_lost_not_wrong(sandbox):
   for tests, said in (
       ('import nonesuch', 'import error'),
       ('def test_a(tmp_path): f()', 'test_a needs fixtures'),
-      ('if __name__ == "__main__":\n  f()', 'nothing in them runs')):
+      ('if __name__ == "__main__":\n  f()', 'nothing in them runs'),
+      ('"""Tests of f."""\ndef check(): assert f()', 'nothing in them runs')):
     with pytest.raises(Lost, match=f'broken tests: {said}'):
       sandbox.judge('', 'def f(): pass', tests)
   assert right(sandbox)
