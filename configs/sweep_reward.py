@@ -4,14 +4,7 @@
       --workdir runs/sweep_reward
 """
 
-from configs import quickstart
-
-
-def get_config(arg=''):
-  config = quickstart.get_config(arg)
-  config.stages = 'collect,sft:base,sft,rl,evaluate'
-  config.evaluate.systems = ('core_alone', 'sft', 'exectune')
-  return config
+from configs.sweep_pipeline import get_config as get_config
 
 
 def get_hyper(hyper):

@@ -102,10 +102,15 @@ def settings(config, platform: str) -> dict:
               lora_targets=g.lora_targets)
 
 
+def origin(config) -> str:
+  """Directory or hub name that first weights come from; '' if from none."""
+  g = config.guide
+  return '' if g.size == 'tiny' else g.checkpoint or zoo.HUB.get(g.size, '')
+
+
 def source(config) -> pathlib.Path:
   """Directory of a pretrained guide, downloaded if it is a name on the hub."""
-  g = config.guide
-  name = g.checkpoint or zoo.HUB.get(g.size)
+  g, name = config.guide, origin(config)
   if not name:
     raise UserError(f"guide.size='{g.size}': set guide.checkpoint to a Hugging "
                     'Face directory or model name, or choose from '

@@ -12,7 +12,6 @@ import concurrent.futures
 import dataclasses
 import statistics
 import time
-from collections.abc import Iterable
 
 from exectune_jax import interrupt
 from exectune_jax.cores.base import CoreRequest, draws_alone
@@ -148,7 +147,7 @@ class Collector:
     found = [self._groups[g[0].group] for g in groups]
     return max((max(0.0, g.finished - g.opened) for g in found), default=0.0)
 
-  def drop(self, groups: Iterable[list[Episode]]) -> None:
+  def drop(self, groups: list[list[Episode]]) -> None:
     """Forgets groups: an update has been made of them, or never will be."""
     for group in groups:
       del self._groups[group[0].group]

@@ -16,7 +16,7 @@ from exectune_jax import progress
 from exectune_jax.learning import hosts
 from exectune_jax.learning.learner import Learner
 from exectune_jax.models import guide as guides
-from exectune_jax.models import hf, lora, zoo
+from exectune_jax.models import hf, lora
 from exectune_jax.report import card
 
 
@@ -40,10 +40,9 @@ def run(config, workdir):
     transformers.GenerationConfig(
         do_sample=False, max_new_tokens=guide.max_new_tokens,
         **ends).save_pretrained(output)
-    base = '' if config.guide.size == 'tiny' else (
-        config.guide.checkpoint or zoo.HUB.get(config.guide.size, ''))
-    (output / 'README.md').write_text(card.write(
-        name, config, base, card.read_report(workdir / 'report.json')))
+    report = card.read_report(workdir / 'report.json')
+    (output / 'README.md').write_text(
+        card.write(name, config, guides.origin(config), report))
   progress.console.print(f'written: {output} ({name}, {dtype}); load it with '
                          'transformers.AutoModelForCausalLM.from_pretrained')
 

@@ -94,10 +94,13 @@ class CodeTask(Task):
                       'programs; set it to 0')
     self._sandbox = sandbox.Sandbox(options.timeout_s, options.memory_mb,
                                     options.unsafe_subprocess)
+    self._checked = False  # every Executor asks
 
   def check(self):
-    sandbox.probe(self._sandbox, f"task.name='{self.options.name}'")
-    self._sandbox.close()  # the graders have their own
+    if not self._checked:
+      sandbox.probe(self._sandbox, f"task.name='{self.options.name}'")
+      self._sandbox.close()  # the graders have their own
+      self._checked = True
 
   def core_messages(self, problem, strategy):
     return prompts.code_core_messages(problem.question, strategy)

@@ -29,7 +29,6 @@ from exectune_jax.tasks.inside.remote import MAX_LINE
 INSIDE = pathlib.Path(__file__).parent / 'inside'
 START_S = 20.0  # for an interpreter to say that it is ready
 TMP_BYTES = 64 << 20
-TESTS_CPU_S = 3600  # the tests' interpreter serves many programs
 ENVIRONMENT = {'PATH': '/usr/bin:/bin', 'HOME': '/tmp', 'LANG': 'C.UTF-8',
                'OPENBLAS_NUM_THREADS': '1'}
 # What the tests are told when the program is gone; no 'except Exception'
@@ -121,15 +120,12 @@ class _Process:
   """An interpreter in a sandbox of its own."""
 
   def __init__(self, role, limits, unsafe):
-    memory, cpu_s = limits
-    if role == 'tests':
-      cpu_s = str(TESTS_CPU_S)
     packages = sysconfig.get_path('purelib')
     self._folder = tempfile.mkdtemp() if unsafe else None
     python = os.path.realpath(sys.executable)
     command = [python, '-I', '-S', '-B']
     command += [str(INSIDE / 'worker.py') if unsafe else '/inside/worker.py']
-    command += [role, packages, memory, cpu_s]
+    command += [role, packages, *limits]
     self._errors = tempfile.TemporaryFile()
     self._process = subprocess.Popen(
         command if unsafe else [*_isolation(packages), *command],
@@ -176,6 +172,7 @@ class _Process:
 
   def send(self, data: bytes, deadline: float) -> None:
     """Raises TimeoutError if it is not read, EOFError if it cannot be."""
+    data = memoryview(data)  # slices of it are no copies
     while data:
       _wait(self._in, select.POLLOUT, deadline)
       try:

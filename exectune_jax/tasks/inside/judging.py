@@ -98,17 +98,15 @@ def _run(test) -> int:
   ran = 0
   for name in [n for n in dir(test) if n.startswith('test')]:
     instance = test()
-    getattr(instance, 'setup_method', lambda *_: None)(
-        *[None] * _parameters(getattr(instance, 'setup_method', None)))
+    setup = getattr(instance, 'setup_method', None)
+    if setup:
+      setup(*[None] * _parameters(setup))
     ran += _run_cases(getattr(instance, name))
   return ran
 
 
 def _parameters(function) -> int:
-  if function is None:
-    return 0
-  bound = hasattr(function, '__self__')
-  return function.__code__.co_argcount - bound
+  return function.__code__.co_argcount - hasattr(function, '__self__')
 
 
 def _run_cases(test) -> int:

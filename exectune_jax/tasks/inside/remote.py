@@ -116,6 +116,12 @@ class Peer:
     self.objects = {}  # ours that the other side knows, by number
     self.remotes = {}  # theirs, by number
     self.errors = {}  # exception classes of the other side, by name
+    self.decoders = {
+        'dict': lambda pairs: {self.decode(k): self.decode(v)
+                               for k, v in pairs},
+        'complex': complex, 'bytes': bytes.fromhex,
+        'yours': self.objects.__getitem__, 'type': TYPES.__getitem__,
+        'error': self.error_class, 'new': self.new, 'mine': self.remote}
 
   def call(self, number, what, args, kwargs):
     """Result of a call on the other side; its exceptions arrive here."""
@@ -215,12 +221,7 @@ class Peer:
     tag, *rest = data
     if tag in CONTAINERS:
       return CONTAINERS[tag](self.decode(v) for v in rest[0])
-    return {'dict': lambda pairs: {self.decode(k): self.decode(v)
-                                   for k, v in pairs},
-            'complex': complex, 'bytes': bytes.fromhex,
-            'yours': self.objects.__getitem__, 'type': TYPES.__getitem__,
-            'error': self.error_class, 'new': self.new,
-            'mine': self.remote}[tag](*rest)
+    return self.decoders[tag](*rest)
 
   def new(self, module, name, args):
     if (module, name) not in VALUES:
