@@ -129,7 +129,7 @@ def test_stragglers_have_a_deadline(collect):
   fill(collector, 0, ['quick', 'slow'])
   began = time.monotonic()
   ((quick, slow),) = collector.take(1, 0)
-  assert time.monotonic() - began < 2
+  assert time.monotonic() - began < 20
   assert (quick.status, slow.status) == (OK, LOST)
   assert slow.lost_reason == 'rl.deadline_s'
 

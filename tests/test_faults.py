@@ -60,7 +60,7 @@ def test_every_fault_by_itself(provider, fault, config, tmp_path):
   with FakeProviders(str.upper, 1.0, (fault,)) as server:
     began = time.monotonic()
     (outcome,), ledger = ask(server, provider, tmp_path, config.core, ['q'])
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 20
     if fault in ANSWERED:
       assert outcome.finish == ANSWERED[fault]
       assert outcome.estimated == (fault == 'wrong usage')

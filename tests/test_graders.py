@@ -45,7 +45,7 @@ def test_what_fails_is_lost_and_the_next_is_graded(config, monkeypatch, text,
   bad, good = grade(config, text, RIGHT, processes=1, together=False)
   assert isinstance(bad, Lost) and said in str(bad)
   assert good == Verdict(True, '6')
-  assert time.monotonic() - began < 8
+  assert time.monotonic() - began < 30
 
 
 def test_a_task_that_prints_does_not_garble_verdicts(config):

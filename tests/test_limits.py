@@ -2,11 +2,38 @@
 provider of limited capacity."""
 
 import asyncio
-import time
+import itertools
+import types
 
 import pytest
 
+from exectune_jax.cores import limits
 from exectune_jax.cores.limits import Bucket, Concurrency
+
+
+class Clock(asyncio.SelectorEventLoop):
+  """An event loop in which waiting takes no time and time is exact."""
+
+  now = 1000.0
+
+  def time(self):
+    return self.now
+
+  def _run_once(self):
+    if not self._ready and self._scheduled:
+      self.now = max(self.now + 1e-9, self._scheduled[0].when())
+    super()._run_once()
+
+
+@pytest.fixture
+def simulate(monkeypatch):
+  """simulate(f): the result of the coroutine f(clock) in simulated time."""
+  def run(work):
+    with asyncio.Runner(loop_factory=Clock) as runner:
+      now = runner.get_loop().time
+      monkeypatch.setattr(limits, 'time', types.SimpleNamespace(monotonic=now))
+      return runner.run(work(now))
+  return run
 
 
 def test_it_doubles_a_round_then_grows_by_one_a_round():
@@ -57,16 +84,16 @@ def test_complaints_of_one_round_count_once():
   assert limit.cuts == 1
 
 
-def test_retry_after_holds_everybody():
-  async def run():
+def test_retry_after_holds_everybody(simulate):
+  async def run(now):
     limit = Concurrency(1, 4, start=4)
     limit.overloaded(0.2, 1.0)
-    began = time.monotonic()
+    began = now()
     async def one():
       async with limit.slot():
-        return time.monotonic() - began
+        return now() - began
     return await asyncio.gather(*[one() for _ in range(2)])
-  assert all(0.19 <= t < 0.5 for t in asyncio.run(run()))
+  assert simulate(run) == pytest.approx([0.201] * 2)
 
 
 def test_urgent_ones_go_first_and_cancelled_ones_leave_no_hole():
@@ -87,9 +114,9 @@ def test_urgent_ones_go_first_and_cancelled_ones_leave_no_hole():
   assert asyncio.run(run()) == ['a', 'retry', 'c']
 
 
-def test_it_finds_a_providers_capacity():
+def test_it_finds_a_providers_capacity(simulate):
   """A provider that bears 10 at once, and says so above that."""
-  async def run():
+  async def run(now):
     limit, flying, seen = Concurrency(1, 200, start=4), 0, []
     async def call():
       nonlocal flying
@@ -105,10 +132,10 @@ def test_it_finds_a_providers_capacity():
             return
           limit.overloaded(None, 0.01)
         await asyncio.sleep(0.02)  # a client's backoff
-    began = time.monotonic()
+    began = now()
     await asyncio.gather(*[call() for _ in range(600)])
-    return time.monotonic() - began, seen
-  seconds, seen = asyncio.run(run())
+    return now() - began, seen
+  seconds, seen = simulate(run)
   refused = sum(n > 10 for n in seen)
   assert refused < 0.25 * len(seen)
   # 600 calls, 10 at a time, 10 ms each: 0.6 s if the limit were known.
@@ -117,21 +144,18 @@ def test_it_finds_a_providers_capacity():
   assert max(late) <= 13
 
 
-def test_a_bucket_gives_a_minutes_worth_and_then_waits():
-  async def run():
-    bucket = Bucket(6000)
-    began = time.monotonic()
+def test_a_bucket_gives_a_minutes_worth_and_then_waits(simulate):
+  async def run(now):
+    times, bucket = [now()], Bucket(6000)
     assert await bucket.take(6000) == 6000
-    assert time.monotonic() - began < 0.05
+    times.append(now())
     await bucket.take(30)  # 100 a second
-    waited = time.monotonic() - began
+    times.append(now())
     bucket.correct(taken=50, used=10)  # forty come back
-    began = time.monotonic()
     await bucket.take(35)
-    return waited, time.monotonic() - began
-  waited, again = asyncio.run(run())
-  assert 0.28 <= waited < 0.6
-  assert again < 0.05
+    times.append(now())
+    return [b - a for a, b in itertools.pairwise(times)]
+  assert simulate(run) == pytest.approx([0.0, 0.3, 0.0])
 
 
 def test_a_request_larger_than_a_minutes_worth_passes():

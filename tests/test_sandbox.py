@@ -272,7 +272,7 @@ def test_hostile_program(sandbox, hasty, name, monkeypatch, free_port):
   began = time.monotonic()
   found = box.judge('', program, tests)
   assert found.startswith(verdict), found
-  assert verdict != 'timeout' or 1.5 < time.monotonic() - began < 10
+  assert verdict != 'timeout' or 1.5 < time.monotonic() - began < 30
   assert right(box)
 
 
@@ -296,7 +296,7 @@ def _running(marker):
 
 
 def _ends(marker):
-  deadline = time.monotonic() + 10
+  deadline = time.monotonic() + 30
   while _running(marker):
     assert time.monotonic() < deadline
     time.sleep(0.05)
