@@ -25,7 +25,7 @@ VARIANTS = {
     'rl:advisor': {'rl.reward': 'advisor', 'rl.init': 'base',
                    'rl.output': 'advisor'},
 }
-STAGES = ('collect', 'sft', 'rl', 'evaluate', 'export')
+STAGES = ('collect', 'sft', 'rl', 'evaluate', 'export', 'serve')
 
 # Systems under test that have no guide of ours.
 UNGUIDED = ('core_alone', 'large_core', 'generic', 'step_by_step')
@@ -33,7 +33,7 @@ CORES = ('core', 'teacher', 'judge', 'large_core')
 
 # Fields that may differ when a workdir is used again.
 RESUMABLE = ('stages', 'budget_usd', 'ledger', 'grader_processes',
-             'compilation_cache', 'evaluate', 'export', 'large_core',
+             'compilation_cache', 'evaluate', 'export', 'serve', 'large_core',
              'sft.checkpoint_every', 'rl.checkpoint_every', 'rl.show_every',
              'rl.deadline_s', 'rl.max_lost_fraction', 'mesh.hosts',
              *(f'{core}.{field}' for core in CORES for field in (
@@ -185,6 +185,16 @@ def default_config() -> ml_collections.ConfigDict:
       output='',  # directory; '': export/<guide> in the workdir
       dtype='',  # float32 or bfloat16; '': of the checkpoint it began from
   ))
+  config.serve = ml_collections.ConfigDict(dict(
+      guide='exectune',  # which of guides/; '': guide.checkpoint as it is
+      host='127.0.0.1',  # others need EXECTUNE_SERVE_TOKEN in the environment
+      port=8400,  # 0: any that is free
+      slots=16,  # problems for which the guide writes at a time
+      deadline_s=2.0,  # for a strategy; then the core answers alone
+      max_requests=256,  # being answered at a time; more are told to wait
+      max_body_kb=256,
+      drain_s=30,  # for running requests, after SIGTERM
+  ))
   return config.lock()
 
 
@@ -224,7 +234,8 @@ def validate(config) -> None:
                'collect.problems rl.temperature rl.checkpoint_every '
                'evaluate.batch_size sft.checkpoint_every grader_processes '
                'task.timeout_s task.memory_mb rl.deadline_s rl.tis_cap '
-               'optim.clip_norm').split()
+               'optim.clip_norm serve.slots serve.deadline_s '
+               'serve.max_requests serve.max_body_kb').split()
   for field in positive:
     if read(config, field) <= 0:
       raise UserError(f'{field}={read(config, field)}: must be positive')
@@ -232,7 +243,7 @@ def validate(config) -> None:
                 'task.validation_size task.test_size sft.examples rl.kl '
                 'sft.base_examples evaluate.alpha_samples budget_usd '
                 'rl.max_staleness rl.replace mesh.hosts guide.lora_rank '
-                'sft.row_length').split() + [
+                'sft.row_length serve.port serve.drain_s').split() + [
                     f'{core}.{field}' for core in CORES for field in (
                         'requests_per_minute', 'tokens_per_minute')]:
     if read(config, field) < 0:

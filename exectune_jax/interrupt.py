@@ -40,6 +40,11 @@ def requested() -> bool:
   return bool(_seen)
 
 
+def obeyed() -> None:
+  """The signal has been answered in full: what follows may go on."""
+  _seen.clear()
+
+
 def check(agreed: bool | None = None) -> None:
   """Raises Stopped if a signal was seen.
 

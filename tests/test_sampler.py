@@ -121,7 +121,7 @@ def test_an_int8_cache_changes_log_probs_little(setup):
   trainer, kept = trainer_logprobs(model, params, samples, 1.0)
   worst = np.abs(np.asarray(trainer) - kept).max()
   assert 1e-5 < worst < 0.15
-  state = jax.eval_shape(lambda: small._empty(4, 5, 64))
+  state = jax.eval_shape(lambda: small.empty(4, 5, 64))
   steps, scales = state['prompt_kv'][0]
   assert steps.dtype == np.int8 and scales.shape == (*steps.shape[:-1], 1)
 

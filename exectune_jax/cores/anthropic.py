@@ -5,6 +5,7 @@ The key comes from ANTHROPIC_API_KEY. Needs the extra `anthropic`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 
@@ -40,11 +41,30 @@ class AnthropicCore:
         api_key=key, base_url=url or None, max_retries=0, timeout=None)
 
   async def generate(self, request: CoreRequest) -> CoreReply:
-    import anthropic
-    start, body = time.monotonic(), self._body(request)
-    try:
-      message = await self._client.messages.create(**body)
+    start = time.monotonic()
+    with self._errors():
+      message = await self._client.messages.create(**self._body(request))
       text, finish, usage = _read(message)
+    return base.make_reply(self, request, text, finish, usage,
+                           time.monotonic() - start)
+
+  async def stream(self, request: CoreRequest, on_text) -> CoreReply:
+    """`generate` by server-sent events; see cores/base.py."""
+    start = time.monotonic()
+    with self._errors():
+      async with self._client.messages.stream(**self._body(request)) as stream:
+        async for piece in stream.text_stream:
+          on_text(piece)
+        text, finish, usage = _read(await stream.get_final_message())
+    return base.make_reply(self, request, text, finish, usage,
+                           time.monotonic() - start)
+
+  @contextlib.contextmanager
+  def _errors(self):
+    """Turns the SDK's errors into ours."""
+    import anthropic
+    try:
+      yield
     except anthropic.APIStatusError as e:
       raise base.classify_status(
           e.status_code, e.message, self.name,
@@ -59,8 +79,6 @@ class AnthropicCore:
       # not JSON; a web page, which the SDK hands over as str; no message
       raise base.RetryableError(
           f'{self.name}: unreadable reply: {type(e).__name__}') from e
-    return base.make_reply(self, request, text, finish, usage,
-                           time.monotonic() - start)
 
   def _body(self, request: CoreRequest) -> dict:
     system = '\n'.join(t for r, t in request.messages if r == 'system')

@@ -70,6 +70,10 @@ class Core(Protocol):
   async def generate(self, request: CoreRequest) -> CoreReply:
     """One try. Raises one of the errors below; a refusal is a reply."""
 
+  # A core may have a second way, for replies that are shown as they come:
+  #   async def stream(self, request, on_text) -> CoreReply
+  # the same, calling on_text(piece) with each piece of the text.
+
   async def close(self) -> None:
     """Closes connections."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Callable
 
 from exectune_jax.cores import base
 from exectune_jax.cores.base import Core, CoreReply, CoreRequest
@@ -18,8 +19,28 @@ from exectune_jax.cores.limits import Bucket, Concurrency
 from exectune_jax.errors import Lost, UserError
 
 
+OnText = Callable[[str], None]
+
+
 class _Elsewhere(Exception):  # noqa: N818
   """Another client or process is at this very call."""
+
+
+class _Pieces:
+  """Where the pieces of one reply go, and whether any has come."""
+
+  def __init__(self, on_text: OnText | None):
+    self.on_text, self.begun = on_text, False
+
+  async def from_core(self, core: Core, request: CoreRequest) -> CoreReply:
+    if self.on_text is None or not hasattr(core, 'stream'):
+      return await core.generate(request)
+    return await core.stream(request, self._come)
+
+  def _come(self, piece: str) -> None:
+    if piece:
+      self.begun = True
+      self.on_text(piece)
 
 
 class CoreClient:
@@ -51,8 +72,14 @@ class CoreClient:
     self._answered = False
     self._closing = False
 
-  async def call(self, request: CoreRequest) -> CoreReply:
+  async def call(self, request: CoreRequest,
+                 on_text: OnText | None = None) -> CoreReply:
     """The reply to `request`, from the ledger or the core.
+
+    Args:
+      on_text: called with pieces of the reply as they come, where the core
+        can do that and nobody else has the same request in flight. After the
+        first piece there are no more tries.
 
     Raises:
       Lost: no answer after all retries, or the deadline passed.
@@ -66,7 +93,7 @@ class CoreClient:
       return reply
     task = self._flying.get(key)
     if task is None:
-      task = asyncio.create_task(self._fly(key, request))
+      task = asyncio.create_task(self._fly(key, request, _Pieces(on_text)))
       self._flying[key] = task
       task.add_done_callback(lambda t: self._land(key, t))
     # Shielded: a waiter that gives up must not lose a reply we pay for.
@@ -77,26 +104,27 @@ class CoreClient:
     if not task.cancelled():
       task.exception()  # seen, even if every waiter has given up
 
-  async def _fly(self, key: str, request: CoreRequest) -> CoreReply:
+  async def _fly(self, key: str, request: CoreRequest,
+                 pieces: _Pieces) -> CoreReply:
     while True:
       try:
-        return await self._with_retries(key, request)
+        return await self._with_retries(key, request, pieces)
       except _Elsewhere:
         await asyncio.sleep(0.1)
       reply = self.ledger.get(key)
       if reply is not None:
         return reply
 
-  async def _with_retries(self, key: str, request: CoreRequest) -> CoreReply:
+  async def _with_retries(self, key, request, pieces) -> CoreReply:
     s = self.settings
     try:
       async with asyncio.timeout(None) as clock:  # runs from the first try
         for attempt in range(1, s.attempts + 1):
           try:
-            reply = await self._once(key, request, clock)
+            reply = await self._once(key, request, clock, pieces)
             break
           except base.RetryableError as e:
-            if attempt == s.attempts:
+            if attempt == s.attempts or pieces.begun:
               raise
             await asyncio.sleep(_pause(e, attempt))
     except base.FatalError as e:
@@ -114,7 +142,8 @@ class CoreClient:
     self._answered = True
     return reply
 
-  async def _once(self, key, request, clock: asyncio.Timeout) -> CoreReply:
+  async def _once(self, key, request, clock: asyncio.Timeout,
+                  pieces) -> CoreReply:
     """One try, from the queue to the ledger."""
     async with self.limit.slot(urgent=clock.when() is not None):
       if clock.when() is None:
@@ -124,7 +153,7 @@ class CoreClient:
       if self._closing:  # queued behind a stop: buy nothing more
         raise base.RequestError('stopped')
       self._begin(key, request)
-      reply = await self._at_core(key, request)
+      reply = await self._at_core(key, request, pieces)
       if self._tokens:
         self._tokens.correct(reserved,
                              reply.input_tokens + reply.output_tokens)
@@ -145,13 +174,13 @@ class CoreClient:
       raise _Elsewhere
     self._paying.add(key)
 
-  async def _at_core(self, key, request) -> CoreReply:
+  async def _at_core(self, key, request, pieces) -> CoreReply:
     """The paid part: ends in the ledger, whatever happens."""
     began = time.monotonic()
     try:
       try:
         async with asyncio.timeout(self.settings.timeout_s):
-          reply = await self.core.generate(request)
+          reply = await pieces.from_core(self.core, request)
       except TimeoutError as e:
         raise base.RetryableError(
             f'{self.core.name}: no reply in {self.settings.timeout_s:g} s'

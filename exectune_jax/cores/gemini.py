@@ -5,6 +5,7 @@ The key comes from GEMINI_API_KEY (or GOOGLE_API_KEY).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 
@@ -36,30 +37,58 @@ class GeminiCore:
     self._client = None
 
   async def generate(self, request: CoreRequest) -> CoreReply:
+    start = time.monotonic()
+    with self._errors():
+      response = await self._models().generate_content(**self._body(request))
+    return base.make_reply(self, request, *_read(response),
+                           time.monotonic() - start)
+
+  async def stream(self, request: CoreRequest, on_text) -> CoreReply:
+    """`generate` by server-sent events; see cores/base.py."""
+    start, text, finish, usage = time.monotonic(), '', None, Usage(None, None)
+    with self._errors():
+      async for part in await self._models().generate_content_stream(
+          **self._body(request)):
+        piece, ended, used = _read(part)
+        text, finish = text + piece, ended or finish
+        usage = used if used.known else usage
+        on_text(piece)
+    return base.make_reply(self, request, text, finish, usage,
+                           time.monotonic() - start)
+
+  def _models(self):
     from google import genai
-    from google.genai import errors, types
+    from google.genai import types
     if self._client is None:  # 0.1 s to build: one per process
       # attempts=1 also turns off a hidden retry after up to nine seconds.
       options = types.HttpOptions(
           base_url=self._url or None,
           retry_options=types.HttpRetryOptions(attempts=1))
       self._client = genai.Client(api_key=self._key, http_options=options)
-    start = time.monotonic()
+    return self._client.aio.models
+
+  def _body(self, request: CoreRequest) -> dict:
+    from google.genai import types
     system = '\n'.join(t for r, t in request.messages if r == 'system')
     contents = [types.Content(role='model' if r == 'assistant' else 'user',
                               parts=[types.Part(text=t)])
                 for r, t in request.messages if r != 'system']
+    return {'model': self._model, 'contents': contents,
+            'config': types.GenerateContentConfig(
+                system_instruction=system or None,
+                temperature=request.temperature,
+                max_output_tokens=request.max_tokens,
+                stop_sequences=list(request.stop) or None,
+                thinking_config=types.ThinkingConfig(
+                    thinking_budget=int(request.thinking))
+                if request.thinking else None)}
+
+  @contextlib.contextmanager
+  def _errors(self):
+    """Turns the SDK's errors into ours."""
+    from google.genai import errors
     try:
-      response = await self._client.aio.models.generate_content(
-          model=self._model, contents=contents,
-          config=types.GenerateContentConfig(
-              system_instruction=system or None,
-              temperature=request.temperature,
-              max_output_tokens=request.max_tokens,
-              stop_sequences=list(request.stop) or None,
-              thinking_config=types.ThinkingConfig(
-                  thinking_budget=int(request.thinking))
-              if request.thinking else None))
+      yield
     except errors.APIError as e:
       if e.code == 400 and 'api key' in (e.message or '').lower():
         raise base.FatalError(f'{self.name}: {e.message}') from e
@@ -71,9 +100,6 @@ class GeminiCore:
             LookupError, AttributeError) as e:
       # the last four: not JSON, not text, or not Gemini's schema
       raise base.RetryableError(f'{self.name}: {type(e).__name__}') from e
-    text, finish, usage = _read(response)
-    return base.make_reply(self, request, text, finish, usage,
-                           time.monotonic() - start)
 
   async def close(self) -> None:
     if self._client is not None:

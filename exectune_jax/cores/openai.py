@@ -11,9 +11,11 @@ the first is never sent to a stranger.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
+from typing import ClassVar
 
 import aiohttp
 
@@ -29,6 +31,7 @@ class OpenAICore:
   """Model `model` at `url` ('' for OpenAI itself), chat completions."""
 
   provider, path = 'openai', '/chat/completions'
+  stream_options: ClassVar = {'stream_options': {'include_usage': True}}
 
   def __init__(self, model: str, url: str, price: Price, thinking: str = ''):
     self.name = f'{self.provider}:{model}' + (f'@{url}' if url else '')
@@ -46,31 +49,59 @@ class OpenAICore:
     self._session: aiohttp.ClientSession | None = None
 
   async def generate(self, request: CoreRequest) -> CoreReply:
+    start = time.monotonic()
+    async with self._post(self._body(request)) as response:
+      body = await response.text(errors='replace')
+    with self._unreadable(body):
+      text, finish, usage = self._read(json.loads(body))
+    return base.make_reply(self, request, text, finish, usage,
+                           time.monotonic() - start)
+
+  async def stream(self, request: CoreRequest, on_text) -> CoreReply:
+    """`generate` by server-sent events; see cores/base.py."""
+    start, events = time.monotonic(), []
+    body = {**self._body(request), 'stream': True, **self.stream_options}
+    async with self._post(body) as response:
+      async for line in response.content:
+        data = line.decode(errors='replace').partition('data:')[2].strip()
+        if data and data != '[DONE]':
+          with self._unreadable(data):
+            events.append(json.loads(data))
+            on_text(self._piece(events[-1]))
+    with self._unreadable(str(events[-1:])):
+      text, finish, usage = self._read(self._whole(events))
+    return base.make_reply(self, request, text, finish, usage,
+                           time.monotonic() - start)
+
+  @contextlib.asynccontextmanager
+  async def _post(self, body: dict):
+    """A good response, or one of our errors."""
     if self._session is None:
       headers = {'Authorization': f'Bearer {self._key}'} if self._key else {}
       self._session = aiohttp.ClientSession(
           headers=headers, connector=aiohttp.TCPConnector(limit=0))
-    start = time.monotonic()
     try:
       async with self._session.post(self._url + self.path,
-                                    json=self._body(request)) as response:
-        body = await response.text(errors='replace')
+                                    json=body) as response:
         if response.status != 200:
-          raise base.classify_status(response.status, body, self.name,
-                                     response.headers.get('Retry-After'))
+          raise base.classify_status(
+              response.status, await response.text(errors='replace'),
+              self.name, response.headers.get('Retry-After'))
+        yield response
     except (aiohttp.ClientConnectorError, aiohttp.InvalidURL) as e:
       raise base.UnreachableError(f'cannot connect to {self._url}') from e
     except aiohttp.ClientError as e:
       raise base.RetryableError(
           f'{self.name}: {type(e).__name__}: {e}') from e
+
+  @contextlib.contextmanager
+  def _unreadable(self, body: str):
     try:
-      text, finish, usage = self._read(json.loads(body))
+      yield
     except (ValueError, LookupError, TypeError, AttributeError,
             RecursionError) as e:
       raise base.RetryableError(
           f'{self.name}: unreadable reply: {body[:100]!r}') from e
-    return base.make_reply(self, request, text, finish, usage,
-                           time.monotonic() - start)
 
   def _temperature(self, request: CoreRequest) -> dict:
     """OpenAI's thinking models take none but 1."""
@@ -106,6 +137,28 @@ class OpenAICore:
         (usage.get('prompt_tokens_details') or {}).get('cached_tokens'),
         (usage.get('completion_tokens_details') or {}).get('reasoning_tokens'))
 
+  def _piece(self, event: dict) -> str:
+    """The text that an event of a stream brings."""
+    choices = event.get('choices') or [{}]
+    return (choices[0].get('delta') or {}).get('content') or ''
+
+  def _whole(self, events: list[dict]) -> dict:
+    """What `_read` would have got without streaming."""
+    whole = {'choices': [{'message': {'content': None, 'refusal': None},
+                          'finish_reason': None}], 'usage': None}
+    choice = whole['choices'][0]
+    for event in events:
+      if event.get('error'):
+        raise ValueError(str(event['error']))
+      whole['usage'] = event.get('usage') or whole['usage']
+      for part in event.get('choices') or ():
+        for field, value in (part.get('delta') or {}).items():
+          if field in ('content', 'refusal') and value:
+            choice['message'][field] = (choice['message'][field] or '') + value
+        choice['finish_reason'] = (part.get('finish_reason')
+                                   or choice['finish_reason'])
+    return whole
+
   async def close(self) -> None:
     if self._session is not None:
       await self._session.close()
@@ -115,6 +168,7 @@ class ResponsesCore(OpenAICore):
   """The same through the responses API; it knows no stop strings."""
 
   provider, path = 'openai_responses', '/responses'
+  stream_options: ClassVar = {}
 
   def _body(self, request: CoreRequest) -> dict:
     if request.stop:
@@ -127,6 +181,13 @@ class ResponsesCore(OpenAICore):
     if request.thinking:
       body['reasoning'] = {'effort': request.thinking}
     return body
+
+  def _piece(self, event: dict) -> str:
+    delta = event.get('type') == 'response.output_text.delta'
+    return event['delta'] if delta else ''
+
+  def _whole(self, events: list[dict]) -> dict:
+    return events[-1]['response']  # completed, incomplete or failed
 
   def _read(self, data: dict) -> tuple[str, str, Usage]:
     usage, finish = data.get('usage') or {}, data.get('status')

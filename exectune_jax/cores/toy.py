@@ -127,6 +127,14 @@ class ToyCore:
     return CoreReply(text, finish, n_in, n_out,
                      self.price.dollars(n_in, n_out), latency_s)
 
+  async def stream(self, request: CoreRequest, on_text) -> CoreReply:
+    """`generate`, told word by word."""
+    reply = await self.generate(request)
+    for piece in re.findall(r'\s*\S+|\s+$', reply.text):
+      on_text(piece)
+      await asyncio.sleep(0)
+    return reply
+
   def _seed(self, request):
     text = f'{self.seed}/{request.sample}/{request.messages}'
     return hashlib.sha256(text.encode()).hexdigest()

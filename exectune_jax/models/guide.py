@@ -41,13 +41,17 @@ class Guide:
     return self.tokenizer.eos_token_id
 
   def prompt(self, problem: Problem) -> list[int]:
+    """Token ids of the prompt, at most max_prompt_tokens."""
+    return self.whole_prompt(problem)[-self.max_prompt_tokens:]
+
+  def whole_prompt(self, problem: Problem) -> list[int]:
     """Token ids of the prompt, through the tokenizer's chat template."""
     messages = [{'role': r, 'content': t}
                 for r, t in prompts.guide_messages(problem.question)]
     ids = self.tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, return_dict=False,
         enable_thinking=False)  # Qwen3: strategies without a monologue
-    return list(ids)[-self.max_prompt_tokens:]
+    return list(ids)
 
   def target(self, text: str) -> list[int]:
     """Token ids that the guide should write, with the end token."""

@@ -13,39 +13,20 @@ together: each is given all prompts and is handed all samples.
 
 from __future__ import annotations
 
-import collections
-import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from exectune_jax.learning import sharding
-from exectune_jax.learning.batches import bucket
 from exectune_jax.models import attention
 from exectune_jax.models.attention import DecodeView
 from exectune_jax.models.transformer import init_variables
+from exectune_jax.sampling.grid import Grid, Sample, padded
 from exectune_jax.sampling.pick import pick
 
 CHUNK = 8  # new tokens between two looks at what has ended
-
-
-@dataclasses.dataclass(frozen=True)
-class Sample:
-  """One finished sample.
-
-  row, index: which prompt, and which of its G samples.
-  logprobs: under softmax(logits / temperature); at temperature 0 under
-    softmax(logits).
-  complete: False if it ran out of tokens before the end token or a stop.
-  """
-  row: int
-  index: int
-  tokens: tuple[int, ...]
-  logprobs: tuple[float, ...]
-  complete: bool
 
 
 class Sampler:
@@ -70,14 +51,14 @@ class Sampler:
     self.int8, self.gather = int8, gather
     common = dict(model=model, end=end, mesh=mesh)
     how = ('temperature', 'top_k', 'top_p')
-    self._refill = jax.jit(functools.partial(_refill, **common),
-                           static_argnames=how, donate_argnames='state')
-    self._chunk = jax.jit(functools.partial(_chunk, **common),
+    self.refill = jax.jit(functools.partial(_refill, **common),
                           static_argnames=how, donate_argnames='state')
-    self._empty = jax.jit(self._make, static_argnums=(0, 1, 2))
+    self.chunk = jax.jit(functools.partial(_chunk, **common),
+                         static_argnames=how, donate_argnames='state')
+    self.empty = jax.jit(self._make, static_argnums=(0, 1, 2))
     whole = sharding.replicated(mesh)
     # What a process reads, it must hold whole.
-    self._view = (lambda x: x) if whole.is_fully_addressable else jax.jit(
+    self.view = (lambda x: x) if whole.is_fully_addressable else jax.jit(
         lambda x: x, out_shardings=whole)
 
   def sample(self, variables, prompts: Sequence[Sequence[int]],
@@ -99,42 +80,30 @@ class Sampler:
     """
     if temperature < 0:
       raise ValueError(f'temperature={temperature}: 0 or more')
-    how = dict(temperature=temperature, top_k=top_k, top_p=top_p)
-    multiple = sharding.row_multiple(self.mesh)
-    B = -(-(slots or len(prompts)) // multiple) * multiple
-    queue = collections.deque(sorted(range(len(prompts)),
-                                     key=lambda i: _width(prompts[i])))
-    if not queue:
+    if not prompts:
       return
-    variables = self.prepare(variables)
-    state = self._empty(B, group_size, _width(prompts[queue[-1]]))
-    held = np.full(B, -1)  # which prompt is in a slot
-    handed = np.ones((B, group_size), bool)
-    stopped = np.zeros((B, group_size), bool)
-    while True:
-      while queue and (held < 0).any():
-        chosen, free = self._next(queue, prompts, np.flatnonzero(held < 0))
-        held[free] = chosen
-        handed[free] = stopped[free] = False
-        state = self._refill(variables, state, *self._inputs(
-            [prompts[i] for i in chosen], [groups[i] for i in chosen], free,
-            B), self._put(seed), **how)
-      if (held < 0).all():
-        return
-      state = self._chunk(variables, state, sharding.put(
-          stopped, sharding.rows(self.mesh)), **how)
-      stopped = np.zeros_like(stopped)  # the device may still read the old
-      view = jax.device_get(self._view({k: state[k] for k in (
-          'age_B', 'length_BG', 'tokens_BGT', 'logp_BGT')}))
-      for slot, index in zip(*np.nonzero(~handed), strict=True):
-        n, complete = self._ended(view, slot, index)
-        if n:
-          handed[slot, index] = stopped[slot, index] = True
-          yield Sample(int(held[slot]), int(index),
-                       tuple(view['tokens_BGT'][slot, index, :n].tolist()),
-                       tuple(view['logp_BGT'][slot, index, :n].tolist()),
-                       complete)
-      held[handed.all(axis=1)] = -1
+    grid = self.grid(variables, slots or len(prompts), group_size,
+                     max(map(len, prompts)), seed=seed,
+                     temperature=temperature, top_k=top_k, top_p=top_p)
+    # Short ones first: neighbours have one width and are prefilled together.
+    for row in sorted(range(len(prompts)),
+                      key=lambda i: padded(len(prompts[i]))):
+      grid.add(row, prompts[row], groups[row])
+    while grid.busy:
+      yield from grid.step()
+
+  def grid(self, variables, slots: int, group_size: int, longest: int, *,
+           seed: int, temperature: float, top_k: int = 0,
+           top_p: float = 1.0) -> Grid:
+    """A grid without prompts, for prompts that come while it runs.
+
+    Args:
+      longest: tokens of the longest prompt; the others as for `sample`.
+    """
+    multiple = sharding.row_multiple(self.mesh)
+    return Grid(self, self.prepare(variables), -(-slots // multiple) * multiple,
+                group_size, padded(longest), seed, temperature=temperature,
+                top_k=top_k, top_p=top_p)
 
   @functools.cached_property
   def prepare(self):
@@ -147,16 +116,6 @@ class Sampler:
   def _places(self, variables):
     """Where `prepare` puts the weights."""
     return sharding.shardings(variables, self.mesh, whole=self.gather)
-
-  def _ended(self, view, slot, index) -> tuple[int, bool]:
-    """(number of tokens, complete), or (0, False) while a sample goes on."""
-    age = int(view['age_B'][slot])
-    end = int(view['length_BG'][slot, index])
-    tokens = view['tokens_BGT'][slot, index, :end or age]
-    stop = self.stop(tokens.tolist())
-    if stop or end:
-      return stop or end, True
-    return (age, False) if age >= self.T else (0, False)
 
   def _make(self, B, G, L):
     """A grid without any prompt."""
@@ -194,38 +153,9 @@ class Sampler:
               array((B,), jnp.int32), array((B,), jnp.uint32),
               array((), jnp.uint32, sharding.replicated(self.mesh)))
     how = dict(temperature=1.0, top_k=0, top_p=1.0)
-    return {'prefill': self._refill.lower(variables, state, *inputs, **how),
-            'decode': self._chunk.lower(variables, state,
+    return {'prefill': self.refill.lower(variables, state, *inputs, **how),
+            'decode': self.chunk.lower(variables, state,
                                         array((B, G), jnp.bool), **how)}
-
-  def _next(self, queue, prompts, free):
-    """Prompts of one width for the free slots, as far as they reach."""
-    width, chosen = _width(prompts[queue[0]]), []
-    while queue and len(chosen) < len(free) and (
-        _width(prompts[queue[0]]) == width):
-      chosen.append(queue.popleft())
-    return chosen, free[:len(chosen)]
-
-  def _inputs(self, prompts, groups, free, B):
-    """Arrays for `_refill`, padded to few distinct shapes.
-
-    Padding has slot number B, which is dropped on the device.
-    """
-    multiple = sharding.row_multiple(self.mesh)
-    rows = 1 << (len(prompts) - 1).bit_length()
-    rows = min(-(-rows // multiple) * multiple, B)
-    tokens = np.zeros((rows, _width(prompts[0])), np.int32)
-    lengths = np.ones(rows, np.int32)
-    where = np.full(rows, B, np.int32)
-    numbers = np.zeros(rows, np.uint32)
-    for i, prompt in enumerate(prompts):
-      tokens[i, :len(prompt)] = prompt
-      lengths[i], where[i], numbers[i] = len(prompt), free[i], groups[i]
-    return sharding.put((tokens, lengths, where, numbers),
-                        sharding.rows(self.mesh))
-
-  def _put(self, seed):
-    return sharding.put(np.uint32(seed), sharding.replicated(self.mesh))
 
 
 def _cast(dtype, variables):
@@ -233,10 +163,6 @@ def _cast(dtype, variables):
   return jax.tree_util.tree_map_with_path(
       lambda path, x: x if path[-1].key == 'scale' else x.astype(dtype),
       variables)
-
-
-def _width(prompt) -> int:
-  return bucket(len(prompt), 32)
 
 
 def _refill(variables, state, tokens_RL, lengths_R, where_R, groups_R, seed,

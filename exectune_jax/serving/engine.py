@@ -1,0 +1,145 @@
+"""The guide at work for a server: strategies for problems as they come.
+
+The main thread drives the accelerator, as everywhere: `run` decodes chunk
+after chunk, and problems that arrive meanwhile take the next free slots
+(continuous batching). The event loop awaits `write`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import functools
+import itertools
+import queue
+import sys
+from collections.abc import Callable
+
+from exectune_jax.episode import Problem, Strategy
+from exectune_jax.models.guide import Guide
+from exectune_jax.sampling.grid import padded
+
+
+class GuideError(Exception):
+  """No strategy; the text says why, in few words."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ticket:
+  """One problem on its way. prompt: None says to forget it."""
+  number: int
+  prompt: list[int] | None
+  future: asyncio.Future | None
+
+
+class Engine:
+  """Writes greedy strategies with one guide.
+
+  Args:
+    guide, sampler: of the same model.
+    variables: the guide's weights.
+    slots: problems decoded at a time.
+  """
+
+  def __init__(self, guide: Guide, sampler, variables, slots: int):
+    self.guide, self.slots = guide, slots
+    self._new_grid = functools.partial(
+        sampler.grid, variables, slots, 1, guide.max_prompt_tokens, seed=0,
+        temperature=0.0)
+    self._width = padded(guide.max_prompt_tokens)
+    self._inbox: queue.SimpleQueue[_Ticket] = queue.SimpleQueue()
+    self._open: dict[int, _Ticket] = {}
+    self._numbers = itertools.count()
+    self._grid = None
+
+  async def write(self, problem: Problem) -> Strategy:
+    """The guide's strategy; cancelling it frees the slot.
+
+    Raises:
+      GuideError: the problem does not fit, or the guide failed.
+    """
+    # A token is rarely longer than eight characters; don't tokenize books.
+    limit = self.guide.max_prompt_tokens
+    prompt = (self.guide.whole_prompt(problem)
+              if len(problem.question) <= 8 * limit else None)
+    if prompt is None or len(prompt) > limit:
+      raise GuideError('too long')
+    loop = asyncio.get_running_loop()
+    ticket = _Ticket(next(self._numbers), prompt, loop.create_future())
+    self._inbox.put(ticket)
+    try:
+      return await ticket.future
+    except asyncio.CancelledError:
+      self._inbox.put(_Ticket(ticket.number, None, None))
+      raise
+
+  def warm_up(self) -> None:
+    """Compiles what `run` will need: a prefill for each number of problems
+    that can arrive together."""
+    grid = self._new_grid()
+    rows = 1
+    while True:
+      for row in range(min(rows, self.slots)):
+        grid.add(row, [1], 0, self._width)
+      grid.step()
+      for row in range(rows):
+        grid.drop(row)
+      if rows >= self.slots:
+        break
+      rows *= 2
+    self._grid = grid
+
+  def run(self, going: Callable[[], bool]) -> None:
+    """Decodes until `going` says no; main thread."""
+    while going():
+      self._admit()
+      if not self._grid.busy:
+        continue
+      try:
+        samples = self._grid.step()
+      except Exception as e:  # noqa: BLE001 whatever an accelerator can do
+        self._fail(e)
+        continue
+      for sample in samples:
+        ticket = self._open.pop(sample.row)
+        _settle(ticket.future, self.guide.read(
+            sample.tokens, sample.logprobs, sample.complete))
+
+  def _admit(self) -> None:
+    """Takes what has arrived; waits for it if there is nothing else to do."""
+    try:
+      wait = not self._grid.busy
+      while True:
+        ticket = self._inbox.get(timeout=0.1) if wait else (
+            self._inbox.get_nowait())
+        wait = False
+        if ticket.prompt is None:
+          if self._open.pop(ticket.number, None):
+            self._grid.drop(ticket.number)
+        else:
+          self._open[ticket.number] = ticket
+          self._grid.add(ticket.number, ticket.prompt, 0, self._width)
+    except queue.Empty:
+      pass
+
+  def _fail(self, error: Exception) -> None:
+    """Gives everybody up, says so, and begins with an empty grid."""
+    print(f'error: the guide failed: {type(error).__name__}: '
+          f'{str(error)[:300]}; the core answers alone', file=sys.stderr,
+          flush=True)
+    for ticket in self._open.values():
+      _settle(ticket.future, GuideError('guide failed'))
+    self._open.clear()
+    self._grid = self._new_grid()
+
+
+def _settle(future: asyncio.Future, result) -> None:
+  """Ends a future of another thread's loop, unless it was given up."""
+  def settle():
+    if future.done():
+      return
+    if isinstance(result, Exception):
+      future.set_exception(result)
+    else:
+      future.set_result(result)
+  future.get_loop().call_soon_threadsafe(settle)
