@@ -14,6 +14,7 @@ import threading
 
 from aiohttp import web
 
+EVENTS = 'text/event-stream'
 IN, OUT = 100, 10  # tokens of every reply
 
 FAULTS = ('429', '429 with retry-after', '500', '503', 'reset', 'hang',
@@ -87,6 +88,9 @@ class FakeProviders:
       await asyncio.sleep(30)
     if fault == 'html':
       return web.Response(text='<html>busy</html>', content_type='text/html')
+    if wire.streams(request.path, body):
+      return await self._stream(request, wire.events(
+          wire.reply(self.answer(text), fault)), fault)
     reply = json.dumps(wire.reply(self.answer(text), fault))
     if fault == 'drip':
       return await self._drip(request, reply)
@@ -96,6 +100,19 @@ class FakeProviders:
     if fault != 'wrong usage':
       self.billed += 1
     return web.Response(text=reply, content_type='application/json')
+
+  async def _stream(self, request, events, fault):
+    """Server-sent events; 'truncated' ends in the middle of them."""
+    response = web.StreamResponse(headers={'Content-Type': EVENTS})
+    await response.prepare(request)
+    for event in events[:2] if fault == 'truncated' else events:
+      name = f'event: {event["type"]}\n' if 'type' in event else ''
+      await response.write(f'{name}data: {json.dumps(event)}\n\n'.encode())
+    if fault == 'truncated':
+      request.transport.close()
+    elif fault != 'wrong usage':
+      self.billed += 1
+    return response
 
   async def _drip(self, request, reply):
     response = web.StreamResponse()
@@ -107,8 +124,31 @@ class FakeProviders:
     return response
 
 
-class Chat:
+class _Wire:
+
+  @staticmethod
+  def streams(path, body):
+    return body.get('stream', False)
+
+
+def pieces(text):
+  """A text in pieces of three characters."""
+  return [text[i:i + 3] for i in range(0, len(text or ''), 3)]
+
+
+class Chat(_Wire):
   """OpenAI's chat completions."""
+
+  @staticmethod
+  def events(reply):
+    (choice,), message = reply['choices'], reply['choices'][0]['message']
+    deltas = [{'role': 'assistant', 'content': ''},
+              *({'content': p} for p in pieces(message['content']))]
+    if message['refusal']:
+      deltas.append({'refusal': message['refusal']})
+    end = {'choices': [{'delta': {}, 'finish_reason': choice['finish_reason']}]}
+    return [*({'choices': [{'delta': d, 'finish_reason': None}]}
+              for d in deltas), end, {'choices': [], 'usage': reply['usage']}]
 
   @staticmethod
   def question(body):
@@ -131,8 +171,17 @@ class Chat:
             'usage': usage}
 
 
-class Responses:
+class Responses(_Wire):
   """OpenAI's responses."""
+
+  @staticmethod
+  def events(reply):
+    text = ''.join(p.get('text', '') for item in reply['output']
+                   for p in item.get('content', ()))
+    return [{'type': 'response.created', 'response': {}},
+            *({'type': 'response.output_text.delta', 'delta': p}
+              for p in pieces(text)),
+            {'type': 'response.completed', 'response': reply}]
 
   @staticmethod
   def question(body):
@@ -155,8 +204,25 @@ class Responses:
             'usage': usage}
 
 
-class Claude:
+class Claude(_Wire):
   """Anthropic's messages."""
+
+  @staticmethod
+  def events(reply):
+    text = ''.join(b['text'] for b in reply['content'])
+    usage = reply['usage']
+    start = {**reply, 'content': [], 'stop_reason': None,
+             'usage': {**usage, 'output_tokens': 1}}
+    return [{'type': 'message_start', 'message': start},
+            {'type': 'content_block_start', 'index': 0,
+             'content_block': {'type': 'text', 'text': ''}},
+            *({'type': 'content_block_delta', 'index': 0,
+               'delta': {'type': 'text_delta', 'text': p}}
+              for p in pieces(text)),
+            {'type': 'content_block_stop', 'index': 0},
+            {'type': 'message_delta', 'usage': usage,
+             'delta': {'stop_reason': reply['stop_reason'],
+                       'stop_sequence': None}}, {'type': 'message_stop'}]
 
   @staticmethod
   def question(body):
@@ -175,8 +241,24 @@ class Claude:
             'stop_reason': reason, 'stop_sequence': None, 'usage': usage}
 
 
-class Gemini:
+class Gemini(_Wire):
   """Google's generateContent."""
+
+  @staticmethod
+  def streams(path, body):
+    return 'stream' in path
+
+  @staticmethod
+  def events(reply):
+    if not reply['candidates'] or 'content' not in reply['candidates'][0]:
+      return [reply]
+    candidate = reply['candidates'][0]
+    text = candidate['content']['parts'][0]['text']
+    parts = [{'candidates': [{'content': {'role': 'model', 'parts': [
+        {'text': p}]}}]} for p in pieces(text)]
+    end = {k: v for k, v in candidate.items() if k == 'finishReason'}
+    return [*parts, {**reply, 'candidates': [{
+        'content': {'role': 'model', 'parts': [{'text': ''}]}, **end}]}]
 
   @staticmethod
   def question(body):
@@ -199,4 +281,4 @@ class Gemini:
 
 
 WIRES = {'chat/completions': Chat, 'responses': Responses,
-         'messages': Claude, 'generateContent': Gemini}
+         'messages': Claude, 'enerateContent': Gemini}

@@ -75,10 +75,15 @@ class AnthropicCore:
       raise base.RetryableError(
           f'{self.name}: {type(e.__cause__ or e).__name__}') from e
     except (anthropic.AnthropicError, ValueError, TypeError, LookupError,
-            AttributeError) as e:
+            AttributeError, AssertionError) as e:
       # not JSON; a web page, which the SDK hands over as str; no message
       raise base.RetryableError(
           f'{self.name}: unreadable reply: {type(e).__name__}') from e
+    except Exception as e:
+      # A stream that breaks shows the HTTP library below, which has changed.
+      if not type(e).__module__.startswith('httpx'):
+        raise
+      raise base.RetryableError(f'{self.name}: {type(e).__name__}') from e
 
   def _body(self, request: CoreRequest) -> dict:
     system = '\n'.join(t for r, t in request.messages if r == 'system')

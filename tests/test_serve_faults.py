@@ -1,0 +1,213 @@
+"""Endpoints under bad luck: cores and guides that fail, clients that leave,
+budgets, limits, signals."""
+
+import concurrent.futures
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+
+import openai
+import pytest
+from fake_providers import FakeProviders
+from serving import QUESTION, chat, complete, get, make_config, served
+from serving import trained as trained
+
+from exectune_jax.cores.ledger import Ledger
+from exectune_jax.errors import UserError
+from exectune_jax.stages import serve
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def alone(url):
+  """Why the core answered alone."""
+  status, data = complete(url)
+  assert status == 200
+  assert (data['exectune']['strategy'] is None) == bool(
+      data['exectune']['alone'])
+  return data['exectune']['alone']
+
+
+def test_parameters_and_history_reach_the_core(trained, tmp_path, monkeypatch):
+  monkeypatch.setenv('EXECTUNE_CORE_API_KEY', 'k')
+  with FakeProviders(lambda text: 'fine') as fake:
+    config = make_config(**{
+        'core.name': f'openai:m@{fake.url}/v1', 'core.max_tokens': 100,
+        'core.usd_per_1m_input': 1.0, 'core.usd_per_1m_output': 1.0})
+    with served(trained[0], config, tmp_path) as url:
+      status, data = get(f'{url}/v1/chat/completions', {
+          'model': 'exectune', 'temperature': 0.5, 'max_tokens': 7,
+          'stop': 'END', 'messages': [
+              {'role': 'developer', 'content': 'Be brief.'},
+              {'role': 'user', 'content': 'Hello'},
+              {'role': 'assistant', 'content': 'Hi'},
+              {'role': 'user', 'content': [{'type': 'text',
+                                            'text': QUESTION}]}]})
+      assert status == 200
+      again = [get(f'{url}/v1/chat/completions',
+                   chat(temperature=0.5, max_tokens=1000))[1]
+               for _ in range(2)]
+  (_, _, sent), *others = fake.requests
+  strategy = data['exectune']['strategy']
+  assert [m['role'] for m in sent['messages']] == [
+      'system', 'user', 'assistant', 'user']
+  assert sent['messages'][0]['content'] == 'Be brief.'
+  assert sent['messages'][3]['content'] == (
+      f'Problem: {QUESTION}\nStrategy: {strategy}')
+  assert (sent['temperature'], sent['max_tokens'], sent['stop']) == (
+      0.5, 7, ['END'])
+  # Above temperature 0 every answer is a draw of its own; the limit holds.
+  assert len(others) == 2 and not again[1]['exectune']['cached']
+  assert others[0][2]['max_tokens'] == 100
+
+
+def test_a_core_that_fails_is_an_error_that_clients_know(trained, tmp_path,
+                                                         monkeypatch):
+  monkeypatch.setenv('EXECTUNE_CORE_API_KEY', 'secret-key')
+  with FakeProviders(lambda text: 'word ' * 9, 1.0, ('500',)) as fake:
+    config = make_config(**{
+        'core.name': f'openai:m@{fake.url}/v1', 'core.attempts': 1,
+        'core.usd_per_1m_input': 1.0, 'core.usd_per_1m_output': 1.0})
+    with served(trained[0], config, tmp_path) as url:
+      client = openai.OpenAI(base_url=f'{url}/v1', api_key='none',
+                             max_retries=0)
+      ask = {'model': 'exectune',
+             'messages': [{'role': 'user', 'content': QUESTION}]}
+      with pytest.raises(openai.InternalServerError, match='HTTP 500') as e:
+        client.chat.completions.create(**ask)
+      assert e.value.status_code == 502 and 'secret' not in str(e.value)
+      with pytest.raises(openai.APIError, match='does not answer'):
+        list(client.chat.completions.create(**ask, stream=True))
+      fake.faults = ('truncated',)  # after the first pieces
+      seen = []
+      with pytest.raises(openai.APIError, match='does not answer'):
+        for chunk in client.chat.completions.create(**ask, stream=True):
+          seen.append(chunk.choices[0].delta.content)
+      assert len(seen) >= 2
+      text = get(f'{url}/metrics')[1]
+      assert 'exectune_errors_total{status="502"} 3.0' in text
+
+
+def test_the_budget_holds_and_says_so(trained, tmp_path):
+  config = make_config(budget_usd=1e-6)
+  with served(trained[0], config, tmp_path) as url:
+    status, data = complete(url)
+    assert (status, data['error']['code']) == (429, 'insufficient_quota')
+
+
+def test_late_strategies_are_done_without(trained, tmp_path):
+  config = make_config(**{'serve.deadline_s': 1e-4})
+  with served(trained[0], config, tmp_path) as url:
+    assert alone(url) == 'late'
+
+
+def test_a_guide_that_fails_is_done_without_until_it_works(
+    trained, tmp_path, monkeypatch, capfd):
+  from exectune_jax.sampling.grid import Grid
+  plain, broken = Grid.step, [True]
+  with served(trained[0], make_config(), tmp_path) as url:
+    def step(grid):
+      if broken:
+        raise RuntimeError('RESOURCE_EXHAUSTED: out of memory')
+      return plain(grid)
+    monkeypatch.setattr(Grid, 'step', step)
+    assert alone(url) == 'guide failed'
+    broken.clear()
+    assert alone(url) is None
+  assert 'the core answers alone' in capfd.readouterr().err
+
+
+def test_as_many_as_there_may_be_and_a_bill_of_them(trained, tmp_path):
+  config = make_config(**{'core.name': 'toy:small?latency_s=1',
+                          'serve.max_requests': 2})
+  with served(trained[0], config, tmp_path) as url:
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+      found = list(pool.map(
+          lambda i: complete(url, question=f'{QUESTION} Really {i}?'),
+          range(6)))
+    good = [data for status, data in found if status == 200]
+    assert sorted(status for status, _ in found) == [200] * 2 + [429] * 4
+    text = get(f'{url}/metrics')[1]
+    assert 'exectune_errors_total{status="429"} 4.0' in text
+    count = sum(not d['exectune']['alone'] for d in good)
+    assert f'exectune_answers_total{{alone=""}} {float(count)}' in text
+    tokens = sum(d['usage']['completion_tokens'] for d in good)
+    assert f'{{whose="core_output"}} {float(tokens)}' in text
+    ledger = Ledger(tmp_path / 'ledger.sqlite')
+    assert f'exectune_core_usd {ledger.spent_usd}' in text
+    ledger.close()
+
+
+def test_a_client_that_leaves_frees_its_place_and_what_is_paid_stays(
+    trained, tmp_path):
+  config = make_config(**{'core.name': 'toy:small?latency_s=0.5'})
+  with served(trained[0], config, tmp_path) as url:
+    host, _, port = url.removeprefix('http://').partition(':')
+    body = json.dumps(chat(stream=True)).encode()
+    with socket.create_connection((host, int(port))) as s:
+      s.sendall(b'POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n'
+                b'Content-Length: %d\r\n\r\n%s' % (len(body), body))
+      assert b'200 OK' in s.recv(1000)
+      ledger = Ledger(tmp_path / 'ledger.sqlite')
+      while not ledger.rows('SELECT * FROM flights'):
+        time.sleep(0.01)
+    while get(f'{url}/healthz')[1]['running']:
+      time.sleep(0.02)
+    while not ledger.count():
+      time.sleep(0.02)
+    ledger.close()
+    assert complete(url)[1]['exectune']['cached']
+
+
+def test_tokens_and_addresses(trained, tmp_path, monkeypatch):
+  config = make_config()
+  config.serve.host = '0.0.0.0'
+  with pytest.raises(UserError, match='EXECTUNE_SERVE_TOKEN'):
+    serve.run(config, trained[0])
+  monkeypatch.setenv('EXECTUNE_SERVE_TOKEN', 'a-token')
+  with served(trained[0], config, tmp_path) as url:
+    for path in ('/v1/models', '/metrics'):
+      assert get(url + path)[0] == 401
+      assert get(url + path, Authorization='Bearer a-toke')[0] == 401
+      assert get(url + path, Authorization='Bearer a-token')[0] == 200
+    assert complete(url)[0] == 401
+    assert get(f'{url}/healthz')[0] == 200
+    with pytest.raises(UserError, match='serve.port='):
+      serve._listen(config.serve)
+
+
+def test_sigterm_answers_what_it_has_and_ends_well(trained):
+  """The command itself; a request is at the core when the signal comes."""
+  workdir, _ = trained
+  config = {'guide.max_new_tokens': 32, 'serve.guide': 'base',
+            'serve.port': 0, 'serve.slots': 4, 'serve.deadline_s': 60.0,
+            'core.name': 'toy:small?latency_s=2'}
+  process = subprocess.Popen(
+      [sys.executable, '-m', 'exectune_jax.main',
+       '--config=configs/quickstart.py:runlocal', f'--workdir={workdir}',
+       '--config.stages=serve',
+       *(f'--config.{k}={v}' for k, v in config.items())], cwd=ROOT, text=True,
+      stdout=subprocess.PIPE, env={**os.environ, 'JAX_PLATFORMS': 'cpu'})
+  for line in process.stdout:
+    if line.startswith('serving'):
+      break
+  url = line.split(' on ')[1].strip().removesuffix('/v1')
+  found = []
+  asking = threading.Thread(target=lambda: found.append(complete(url)))
+  asking.start()
+  while not get(f'{url}/healthz')[1]['running']:
+    time.sleep(0.02)
+  process.send_signal(signal.SIGTERM)
+  asking.join()
+  assert found[0][0] == 200 and found[0][1]['choices'][0]['message']['content']
+  out, _ = process.communicate(timeout=60)
+  assert process.returncode == 0 and 'drained' in out
+  with pytest.raises(urllib.error.URLError):
+    get(f'{url}/healthz')
