@@ -30,6 +30,7 @@ REQUIRED = [
     'transformers>=5.0',
 ]
 
+SERVE = ['prometheus-client>=0.20', 'starlette>=0.40', 'uvicorn>=0.30']
 EXTRAS = {
     'tpu': ['jax[tpu]'],
     'cuda': ['jax[cuda12]'],
@@ -37,9 +38,9 @@ EXTRAS = {
     # gguf turns a packaged GGUF model into a guide directory; the server
     # itself is fetched by launch/local_core.sh, which knows its traps.
     'local': ['gguf>=0.17'],
-    'wandb': ['wandb'],
-    'test': ['ipykernel', 'nbclient>=0.10', 'nbformat', 'pytest>=8',
-             'pytest-xdist>=3.6'],
+    'serve': SERVE,
+    'test': ['ipykernel', 'nbclient>=0.10', 'nbformat', 'openai>=2',
+             'pytest>=8', 'pytest-xdist>=3.6', *SERVE],
     'parity': ['torch>=2.4'],
 }
 

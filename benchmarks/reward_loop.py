@@ -30,7 +30,7 @@ import sys
 import tempfile
 import time
 
-from benchmarks import harness
+from benchmarks import fake_core, harness
 from exectune_jax import config as config_lib
 from exectune_jax.cores.base import CoreRequest, Price
 from exectune_jax.cores.client import CoreClient
@@ -38,29 +38,6 @@ from exectune_jax.cores.ledger import Ledger
 from exectune_jax.cores.service import make_core
 
 Z99 = 2.326  # standard deviations of the 99th percentile
-
-SERVER = '''
-import json
-from aiohttp import web
-REPLY = json.dumps({
-    'choices': [{'finish_reason': 'stop', 'message': {
-        'role': 'assistant', 'content': 'The answer is 6.'}}],
-    'usage': {'prompt_tokens': 100, 'completion_tokens': 10}})
-async def answer(request):
-  await request.read()
-  return web.Response(text=REPLY, content_type='application/json')
-async def main():
-  app = web.Application()
-  app.router.add_post('/{path:.*}', answer)
-  runner = web.AppRunner(app, access_log=None)
-  await runner.setup()
-  site = web.TCPSite(runner, '127.0.0.1', 0)
-  await site.start()
-  print(site._server.sockets[0].getsockname()[1], flush=True)
-  await asyncio.Event().wait()
-import asyncio
-asyncio.run(main())
-'''
 
 
 def _train(workdir, *fields):
@@ -129,11 +106,11 @@ def _overlap(args, folder) -> dict:
           'idle_fraction': _idle(quick)}}
 
 
-async def _ask(port: int, calls: int, folder: str) -> float:
+async def _ask(url: str, calls: int, folder: str) -> float:
   settings = config_lib.core_section('x')
   settings.concurrency = 128
   ledger = Ledger(pathlib.Path(folder) / f'{time.monotonic_ns()}.sqlite')
-  core = make_core(f'openai:m@http://127.0.0.1:{port}/v1', Price(1, 10))
+  core = make_core(f'openai:m@{url}/v1', Price(1, 10))
   client = CoreClient(core, ledger, settings, 'benchmark')
   requests = [CoreRequest((('user', f'question {i} ' + 'word ' * 400),),
                           0.0, 64) for i in range(calls)]
@@ -147,11 +124,9 @@ async def _ask(port: int, calls: int, folder: str) -> float:
 
 
 def _throughput(args, folder) -> float:
-  server = subprocess.Popen([sys.executable, '-c', SERVER], text=True,
-                            stdout=subprocess.PIPE)
+  server, url = fake_core.start()
   try:
-    port = int(server.stdout.readline())
-    return statistics.median(asyncio.run(_ask(port, args.calls, folder))
+    return statistics.median(asyncio.run(_ask(url, args.calls, folder))
                              for _ in range(3))
   finally:
     server.kill()

@@ -43,6 +43,16 @@ def test_sandbox():
   assert found['programs_per_s'] > 0 and found['x_plain_subprocess'] > 0
 
 
+def test_serve():
+  found = run('serve', '--rounds=1', '--seconds=1', '--latency_s=0.1',
+              '--clients=4', '--slots=4', '--steps=60')
+  assert found['direct']['p50_ms'] >= 100 and found['direct']['guided'] == 0
+  assert found['alone']['guided'] == 0 and found['guided'] > 0.5
+  assert found['p50_ms'] > found['direct']['p50_ms']
+  assert found['added_p50_ms'] == pytest.approx(
+      found['p50_ms'] - found['direct']['p50_ms'], abs=0.01)
+
+
 @pytest.mark.full
 def test_overlap():
   found = run('reward_loop', '--only=overlap', '--median_s=0.3',
