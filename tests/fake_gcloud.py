@@ -1,0 +1,116 @@
+#!/usr/bin/env python3
+"""gcloud for tests: workers are directories, and ssh runs commands in them.
+
+$FAKE/scenario.json says how it goes: `create` (an outcome for each creation:
+'ok' or an error), `waits` (states before ACTIVE), `runs` (for each machine,
+for each worker: [seconds, exit code] of the training run), `preempt` (after
+how many looks at a machine's runs it is taken away; 0: never). Every call is
+appended to $FAKE/calls.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+FAKE = pathlib.Path(os.environ['FAKE'])
+ARGS = sys.argv[1:]
+
+
+def flag(name, default=''):
+  return ARGS[ARGS.index(name) + 1] if name in ARGS else default
+
+
+def load():
+  return json.loads((FAKE / 'scenario.json').read_text())
+
+
+def save(s):
+  (FAKE / 'scenario.json').write_text(json.dumps(s))
+
+
+def workers(s):
+  return sorted((FAKE / f'machine{s["machine"]}').glob('worker*'))
+
+
+def take_away(s):
+  for w in workers(s):
+    if (w / 'exectune/pid').exists():
+      try:
+        os.kill(int((w / 'exectune/pid').read_text()), signal.SIGKILL)
+      except ProcessLookupError:
+        pass
+  time.sleep(0.2)  # what stood beside them notes how they ended
+
+
+def create(s):
+  outcome = s['create'].pop(0)
+  if outcome != 'ok':
+    save(s)
+    sys.exit(f'ERROR: (gcloud) {outcome}')
+  s['machine'] += 1
+  s.update(states=[*s['waits'], 'ACTIVE'], looks=0)
+  for i, (seconds, code) in enumerate(s['runs'][s['machine']]):
+    home = FAKE / f'machine{s["machine"]}/worker{i}'
+    home.mkdir(parents=True)
+    (home / 'behaviour').write_text(f'{seconds} {code}')
+  save(s)
+
+
+def describe(s):
+  if not s['states']:
+    sys.exit('ERROR: NOT_FOUND')
+  print(s['states'][0])
+  if len(s['states']) > 1:
+    s['states'].pop(0)
+  save(s)
+
+
+def delete(s):
+  take_away(s)
+  s['states'] = []
+  save(s)
+
+
+def reach(s):
+  """The workers of a command; none answers unless the machine is there."""
+  if s['states'] != ['ACTIVE']:
+    sys.exit(255)
+  chosen = flag('--worker')
+  return workers(s) if chosen == 'all' else [workers(s)[int(chosen)]]
+
+
+def scp(s):
+  files = [a for a in ARGS[3:] if a.startswith('/')]
+  for w in reach(s):
+    for f in files:
+      shutil.copy(f, w)  # with its mode, as scp -p does
+
+
+def ssh(s):
+  command, found = flag('--command'), reach(s)
+  if 'worker.sh state' in command:
+    s['looks'] += 1
+    save(s)
+    limit = s['preempt'][s['machine']]
+    if limit and s['looks'] > limit:
+      take_away(s)
+      s['states'] = ['SUSPENDED']
+      save(s)
+      sys.exit(255)
+  env = {'PATH': f'{FAKE}/bin:/usr/bin:/bin'}
+  codes = [subprocess.run(['bash', '-c', command], cwd=w,
+                          env={**env, 'HOME': str(w)}).returncode
+           for w in found]
+  sys.exit(max(codes))
+
+
+if __name__ == '__main__':
+  with (FAKE / 'calls').open('a') as calls:
+    calls.write(json.dumps(ARGS) + '\n')
+  {'create': create, 'describe': describe, 'delete': delete, 'ssh': ssh,
+   'scp': scp}[ARGS[3]](load())
