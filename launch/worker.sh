@@ -20,8 +20,8 @@ case ${1:-} in
   start)
     running && exit
     rm -f pid code
-    setsid nohup "$0" stay "${@:2}" >>log 2>&1 </dev/null &
-    until [[ -s pid ]]; do sleep 0.1; done ;;
+    setsid nohup launch/worker.sh stay "${@:2}" >>log 2>&1 </dev/null &
+    until [[ -s pid ]] || ! kill -0 $! 2>/dev/null; do sleep 0.1; done ;;
   stay)  # beside the run, for its exit code
     # shellcheck source=/dev/null
     . "$KEYS"
