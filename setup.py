@@ -9,6 +9,7 @@ HERE = pathlib.Path(__file__).parent
 REQUIRED = [
     'absl-py>=2.1',
     'aiohttp>=3.9',
+    'etils[epath]>=1.9',
     'flax>=0.10',
     'google-genai>=1.0',
     'grain>=0.2.3',
@@ -32,7 +33,8 @@ REQUIRED = [
 
 SERVE = ['prometheus-client>=0.20', 'starlette>=0.40', 'uvicorn>=0.30']
 EXTRAS = {
-    'tpu': ['jax[tpu]'],
+    'tpu': ['etils[epath-gcs]', 'jax[tpu]'],
+    'gcs': ['etils[epath-gcs]'],
     'cuda': ['jax[cuda12]'],
     'anthropic': ['anthropic>=0.40'],
     # gguf turns a packaged GGUF model into a guide directory; the server

@@ -27,7 +27,7 @@ def _request(i: int) -> CoreRequest:
 def _fill(ledger: Ledger, entries: int) -> None:
   reply = CoreReply('answer ' * 50, 'stop', 120, 60, 1e-4, 1.0)
   for start in range(0, entries, 10_000):  # not what is measured
-    with ledger._transaction() as db:
+    with ledger.transaction() as db:
       db.executemany(
           'INSERT INTO calls (key, core, stage, created, request, text, '
           'finish, input_tokens, output_tokens, usd, latency_s) '

@@ -17,13 +17,14 @@ from absl import flags
 from ml_collections import config_flags
 
 from exectune_jax import config as config_lib
-from exectune_jax import interrupt, progress
+from exectune_jax import bucket, interrupt, progress
 from exectune_jax.cores import estimate
 from exectune_jax.errors import Stopped, UsageError, UserError
 
 CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, with arguments after a colon.')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Where results are kept.')
+_WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Where results are kept: a directory, or gs://...')
 _ESTIMATE_ONLY = flags.DEFINE_bool(
     'estimate_only', False, 'Print what the stages will ask of the cores, and '
     'what that costs; run nothing.')
@@ -36,6 +37,14 @@ def main(argv):
   config, workdir = CONFIG.value, prepare(CONFIG.value, _WORKDIR.value)
   from exectune_jax.learning import hosts
   interrupt.install(together=hosts.count() > 1)
+  try:
+    run_stages(config, workdir)
+  finally:
+    bucket.detach()
+
+
+def run_stages(config, workdir: pathlib.Path) -> None:
+  from exectune_jax.learning import hosts
   for stage in filter(None, (s.strip() for s in config.stages.split(','))):
     name, staged = config_lib.variant(config, stage)
     progress.console.rule(stage)
@@ -56,13 +65,16 @@ def prepare(config, workdir: str | None) -> pathlib.Path:
                      '--workdir runs/quickstart')
   config_lib.validate(config)
   os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
-  folder = pathlib.Path(workdir).expanduser()
   try:
-    folder.mkdir(parents=True, exist_ok=True)
+    if not bucket.is_url(workdir):  # an unusable one is known at once
+      folder = pathlib.Path(workdir).expanduser()
+      folder.mkdir(parents=True, exist_ok=True)
     import jax  # after the checks: it takes a second
 
     from exectune_jax.learning import hosts
     hosts.join(config.mesh.hosts)
+    if bucket.is_url(workdir):
+      folder = bucket.attach(workdir, hosts.index())
     if hosts.first():
       config_lib.remember(config, folder)
     progress.console.quiet = not hosts.first()

@@ -16,8 +16,8 @@ from exectune_jax.learning import hosts
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def start(workdir, devices, count=1, index=0, address='', *more):
-  env = dict(os.environ, JAX_PLATFORMS='cpu', NPROC='32',
+def start(workdir, devices, count=1, index=0, address='', *more, **env):
+  env = dict(os.environ, JAX_PLATFORMS='cpu', NPROC='32', **env,
              JAX_COORDINATOR_ADDRESS=address, JAX_PROCESS_ID=str(index),
              XLA_FLAGS=f'--xla_force_host_platform_device_count={devices}')
   return subprocess.Popen(
@@ -54,15 +54,17 @@ def metrics(workdir, guide):
 
 
 def test_two_processes_do_what_one_does(tmp_path):
-  """The whole recipe: losses, gradients, rewards, report and export."""
+  """The whole recipe: losses, gradients, rewards, report and export. The two
+  have no disk in common, but a bucket."""
   one, two = tmp_path / 'one', tmp_path / 'two'
   stages = ('--config.stages=collect,sft:base,rl,evaluate,export',
             '--config.rl.init=base', '--config.evaluate.alpha_samples=0',
             "--config.evaluate.systems=('core_alone','exectune')")
   finish([start(one, 4, 1, 0, '', *stages)])
   address = free_address()
-  first, second = finish([start(two, 2, 2, i, address, *stages)
-                          for i in (0, 1)])
+  first, second = finish([
+      start(f'file://{two}', 2, 2, i, address, *stages,
+            XDG_CACHE_HOME=str(tmp_path / f'disk{i}')) for i in (0, 1)])
   assert 'core_alone' in first and 'core_alone' not in second
   for guide in ('base', 'exectune'):
     a, b = metrics(one, guide), metrics(two, guide)
@@ -72,7 +74,7 @@ def test_two_processes_do_what_one_does(tmp_path):
         if not name.startswith(('seconds', 'usd', 'idle')):
           assert y[name] == pytest.approx(x[name], rel=1e-4, abs=1e-6), name
   # each asked the core about its own groups
-  assert (two / 'ledger.1.sqlite').exists()
+  assert list((two / 'ledger/host1').iterdir())
   files = [two / 'episodes' / name for name in (
       'exectune.jsonl', 'exectune.1.jsonl')]
   groups = [{json.loads(x)['group'] for x in f.read_text().splitlines()}

@@ -44,6 +44,10 @@ INSERT INTO total SELECT COALESCE(SUM(usd), 0.0) FROM calls;
 """, """
 CREATE TABLE reused (
   run TEXT, key TEXT, usd REAL, PRIMARY KEY (run, key)) WITHOUT ROWID;
+""", """
+CREATE TABLE outbox (
+  seq INTEGER PRIMARY KEY AUTOINCREMENT, source TEXT, key);
+CREATE TABLE segments (name TEXT PRIMARY KEY) WITHOUT ROWID;
 """)
 _REPLY = ('text, finish, input_tokens, output_tokens, usd, latency_s, '
           'cached_tokens, thinking_tokens, estimated')
@@ -85,7 +89,7 @@ class Ledger:
       self._db.execute('PRAGMA synchronous=NORMAL')
     except sqlite3.Error as e:
       raise self._error(e, 'move the file away to start a new one') from e
-    with self._transaction() as db:
+    with self.transaction() as db:
       db.execute(_SCHEMA)
       version = db.execute('PRAGMA user_version').fetchone()[0]
       for script in _MIGRATIONS[version:]:
@@ -106,7 +110,7 @@ class Ledger:
 
   def reuse(self, key: str, run: str) -> None:
     """Notes that a run uses a reply that another one has paid for."""
-    with self._transaction() as db:
+    with self.transaction() as db:
       db.execute('INSERT OR IGNORE INTO reused SELECT ?, key, usd FROM calls '
                  'WHERE key=? AND substr(stage, 1, ?) != ?',
                  (run, key, len(run) + 1, f'{run}/'))
@@ -120,7 +124,7 @@ class Ledger:
     Raises:
       BudgetExhausted: it could pass the budget.
     """
-    with self._transaction() as db:
+    with self.transaction() as db:
       held = db.execute('SELECT owner FROM flights WHERE key=?',
                         (key,)).fetchone()
       if held and _alive(held[0]):
@@ -165,7 +169,7 @@ class Ledger:
         future.set_exception(error) if error else future.set_result(None)
 
   def _put_all(self, puts) -> None:
-    with self._transaction('free some space and run the same command '
+    with self.transaction('free some space and run the same command '
                            'again') as db:
       for key, core, stage, request, reply in puts:
         row = (key, core, stage, time.time(),
@@ -186,7 +190,7 @@ class Ledger:
 
     usd: what it cost all the same; None where nobody can know.
     """
-    with self._transaction() as db:
+    with self.transaction() as db:
       db.execute('DELETE FROM flights WHERE key=?', (key,))
       self._lose(db, core, stage, reason, usd)
 
@@ -242,7 +246,8 @@ class Ledger:
       db.execute('UPDATE total SET usd = usd + ?', (usd,))
 
   @contextlib.contextmanager
-  def _transaction(self, fix: str = 'mend the disk or move the file away'):
+  def transaction(self, fix: str = 'mend the disk or move the file away'):
+    """Yields the connection; all of it is committed, or none."""
     with self._lock:
       try:
         self._db.execute('BEGIN IMMEDIATE')

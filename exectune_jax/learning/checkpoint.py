@@ -13,6 +13,7 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
+from exectune_jax import bucket
 from exectune_jax.errors import UserError
 from exectune_jax.learning.steps import TrainState
 
@@ -22,7 +23,7 @@ class Checkpoints:
 
   def __init__(self, directory: pathlib.Path):
     logging.set_verbosity(logging.ERROR)  # orbax narrates every save
-    self.directory = directory.resolve()
+    self.directory = bucket.place(directory)
     self._manager = ocp.CheckpointManager(
         self.directory, options=ocp.CheckpointManagerOptions(
             max_to_keep=1, enable_async_checkpointing=False),
@@ -36,6 +37,7 @@ class Checkpoints:
     step = int(jax.device_get(state.step))
     if self.latest() == step:
       return
+    bucket.flush()  # a checkpoint never runs ahead of what it builds on
     save = ocp.args.StandardSave
     with jax.transfer_guard('allow'):  # orbax copies to the host by itself
       self._manager.save(step, args=ocp.args.Composite(

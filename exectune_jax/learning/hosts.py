@@ -2,7 +2,8 @@
 
 All of them run the same programs in the same order. Each talks to cores about
 its own groups; what must be decided together (shapes of a batch, whether to
-stop) is exchanged here. The workdir must be a directory that all of them see.
+stop) is exchanged here. The workdir must be a directory that all of them see,
+or a bucket.
 With one process, everything here is free.
 """
 
@@ -15,6 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from exectune_jax import bucket
 from exectune_jax.errors import UserError
 
 
@@ -56,9 +58,12 @@ def first() -> bool:
 
 
 def barrier(name: str) -> None:
+  """Waits for all processes; each then sees what the others have written."""
   if count() > 1:
+    bucket.flush()
     with jax.transfer_guard('allow'):
       multihost_utils.sync_global_devices(name)
+    bucket.refresh()
 
 
 def gather(values) -> np.ndarray:

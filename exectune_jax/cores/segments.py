@@ -1,0 +1,100 @@
+"""A ledger's rows in a bucket, as segments that are written once.
+
+The ledger stays SQLite on this machine. Triggers note each new row in an
+outbox, in the very transaction that commits it; `ship` writes what is there
+as one small file of JSON lines, and only then forgets it. A crash in between
+ships rows twice, which `restore` sees.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+from exectune_jax.cores.ledger import Ledger
+
+ROWS = 2000  # of one segment, at most
+_NOTE = """
+CREATE TRIGGER IF NOT EXISTS note_{table} AFTER INSERT ON {table} BEGIN
+  INSERT INTO outbox (source, key) VALUES ('{table}', NEW.{key}); END"""
+_KEYS = {'calls': 'key', 'failed': 'rowid'}
+
+
+class Segments:
+  """What stands between a ledger and its folder in a bucket.
+
+  Args:
+    path: of the ledger.
+    folder: an epath.Path, of this ledger alone.
+  """
+
+  def __init__(self, path: pathlib.Path, folder):
+    self.ledger, self.folder = Ledger(path), folder
+    with self.ledger.transaction() as db:
+      noting = db.execute("SELECT 1 FROM sqlite_master WHERE type='trigger' "
+                          "AND name='note_calls'").fetchone()
+      for table, key in _KEYS.items():
+        if not noting:  # rows from before there was a bucket
+          db.execute(f'INSERT INTO outbox (source, key) SELECT ?, {key} FROM '
+                     f'{table}', (table,))
+        db.execute(_NOTE.format(table=table, key=key))
+
+  def ship(self) -> int:
+    """Writes what is new; returns how many rows."""
+    shipped = 0
+    while rows := self.ledger.rows('SELECT * FROM outbox ORDER BY seq LIMIT ?',
+                                   ROWS):
+      last, lines = rows[-1]['seq'], []
+      for row in rows:
+        found = self.ledger.rows(
+            f'SELECT * FROM {row["source"]} WHERE {_KEYS[row["source"]]}=?',
+            row['key'])
+        lines += [json.dumps([row['source'], dict(r)]) for r in found]
+      name = f'{last:012d}.{self.ledger.owner}.jsonl'
+      self.folder.mkdir(parents=True, exist_ok=True)
+      partial = self.folder / f'{name}.partial'
+      partial.write_text('\n'.join(lines) + '\n')
+      partial.replace(self.folder / name)
+      with self.ledger.transaction() as db:
+        db.execute('DELETE FROM outbox WHERE seq<=?', (last,))
+        db.execute('INSERT INTO segments VALUES (?)', (name,))
+      shipped += len(lines)
+    return shipped
+
+  def restore(self) -> int:
+    """Takes in segments that this ledger has not seen; returns new rows."""
+    if not self.folder.exists():
+      return 0
+    seen = {r['name'] for r in self.ledger.rows('SELECT name FROM segments')}
+    added = 0
+    for path in sorted(self.folder.iterdir()):
+      if path.name in seen or path.suffix != '.jsonl':
+        continue
+      rows = [json.loads(x) for x in path.read_text().splitlines()]
+      with self.ledger.transaction() as db:
+        last = db.execute('SELECT COALESCE(MAX(seq), 0) FROM outbox'
+                          ).fetchone()[0]
+        added += sum(_insert(db, table, row) for table, row in rows)
+        # They came from the bucket; they need not go there again.
+        db.execute('DELETE FROM outbox WHERE seq>?', (last,))
+        db.execute('INSERT INTO segments VALUES (?)', (path.name,))
+    return added
+
+  def close(self) -> None:
+    self.ledger.close()
+
+
+def _insert(db, table: str, row: dict) -> int:
+  """Adds a row and its dollars unless it is there; 1 if it was not."""
+  if table not in _KEYS:
+    raise ValueError(f'a segment with rows of {table!r}')
+  if table == 'failed' and db.execute(
+      'SELECT 1 FROM failed WHERE created=? AND stage=? AND reason=?',
+      (row['created'], row['stage'], row['reason'])).fetchone():
+    return 0
+  done = db.execute(
+      f'INSERT OR IGNORE INTO {table} ({",".join(row)}) VALUES '
+      f'({",".join("?" * len(row))})', tuple(row.values()))
+  if done.rowcount:
+    db.execute('UPDATE total SET usd = usd + ?', (row['usd'] or 0.0,))
+  return done.rowcount
