@@ -43,7 +43,7 @@ EXTRAS = {
     'serve': SERVE,
     'test': ['ipykernel', 'nbclient>=0.10', 'nbformat', 'openai>=2',
              'pytest>=8', 'pytest-xdist>=3.6', *SERVE],
-    'parity': ['torch>=2.4'],
+    'parity': ['peft>=0.15', 'torch>=2.4'],
 }
 
 setuptools.setup(

@@ -184,6 +184,7 @@ def default_config() -> ml_collections.ConfigDict:
       guide='exectune',  # which of guides/
       output='',  # directory; '': export/<guide> in the workdir
       dtype='',  # float32 or bfloat16; '': of the checkpoint it began from
+      lora='merge',  # or 'keep': adapters alone, for peft
   ))
   config.serve = ml_collections.ConfigDict(dict(
       guide='exectune',  # which of guides/; '': guide.checkpoint as it is
@@ -260,6 +261,7 @@ def validate(config) -> None:
              'guide.remat': ('none', 'dots', 'full'),
              'guide.attention': ('auto', 'xla', 'cudnn', 'splash'),
              'export.dtype': ('', 'float32', 'bfloat16'),
+             'export.lora': ('merge', 'keep'),
              'mesh.mode': ('pjit', 'pmap')}
   for field, allowed in choices.items():
     if read(config, field) not in allowed:

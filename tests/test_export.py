@@ -139,6 +139,49 @@ def test_an_exported_guide_can_be_trained_on(tmp_path):
     Learner(config, tmp_path / 'again', config.rl)
 
 
+def test_adapters_that_are_kept_give_the_same_logits_in_peft(tmp_path):
+  _, base = trained(tmp_path / 'base', 0)
+  config = config_lib.runlocal(config_lib.default_config())
+  config.compilation_cache = ''
+  config.guide.update(size='hf', lora_rank=4, lora_targets='q|v|up|down',
+                      checkpoint=str(tmp_path / 'base/export/base'))
+  config.export.update(guide='base', lora='keep')
+  config.sft.update(learning_rate=0.01, base_steps=3)
+  workdir = tmp_path / 'w'
+  workdir.mkdir()
+  collect.run(config, workdir)
+  sft.run(config_lib.variant(config, 'sft:base')[1], workdir)
+  export.run(config, workdir)
+  learner, folder = Learner(config, workdir, config.rl), workdir / 'export/base'
+  variables = learner.weights('base', '')
+  tokens = np.array([learner.guide.tokenizer.encode('Ada has 3 apples.')])
+  def logits(v):
+    hidden, _ = learner.guide.model.apply(v, jnp.asarray(tokens))
+    return learner.guide.model.apply(v, hidden, method='logits')
+  ours = np.asarray(jax.jit(logits)(variables))
+  plain = np.asarray(jax.jit(logits)(learner.first))
+  assert np.abs(ours - plain).max() > 0.01
+  size = sum(f.stat().st_size for f in folder.glob('*.safetensors'))
+  assert size < (tmp_path / 'base/export/base/model.safetensors'
+                 ).stat().st_size / 10
+  assert 'from peft import AutoPeftModelForCausalLM' in (
+      folder / 'README.md').read_text()
+  torch = pytest.importorskip('torch')
+  peft = pytest.importorskip('peft')
+  theirs = peft.AutoPeftModelForCausalLM.from_pretrained(
+      folder, dtype=torch.float32)
+  with torch.no_grad():
+    found = theirs(torch.tensor(tokens)).logits.numpy()
+  np.testing.assert_allclose(found, ours, atol=1e-4)
+
+
+@pytest.mark.parametrize('rank, said', [(0, 'has no adapters'), (
+    2, 'began from random weights')])
+def test_adapters_that_cannot_be_kept(tmp_path, rank, said):
+  with pytest.raises(UserError, match=said):
+    trained(tmp_path / 'w', rank, lora='keep')
+
+
 def test_only_adapters_are_saved(tmp_path):
   _, learner = trained(tmp_path / 'w', 2)
   step = next((tmp_path / 'w/guides/base').glob('*/params'))

@@ -9,10 +9,11 @@ import yaml
 from exectune_jax import prompts
 
 _USE = """```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
+from {library} import {loader}
 
 words = AutoTokenizer.from_pretrained(PATH)
-guide = AutoModelForCausalLM.from_pretrained(PATH)
+guide = {loader}.from_pretrained(PATH)
 prompt = words.apply_chat_template(
     [{{'role': 'system', 'content': {system!r}}},
      {{'role': 'user', 'content': 'Problem: ' + question}}],
@@ -33,7 +34,9 @@ def write(name: str, config, base: str, report: dict | None) -> str:
     base: model that training began from; '' if from nothing.
     report: report.json of the run, or None.
   """
-  front = {'library_name': 'transformers', 'pipeline_tag': 'text-generation',
+  peft = config.export.lora == 'keep'
+  library = 'peft' if peft else 'transformers'
+  front = {'library_name': library, 'pipeline_tag': 'text-generation',
            'tags': ['exectune', 'guide']}
   if '/' in base and not base.startswith(('/', '.', '~')):
     front['base_model'] = base
@@ -46,7 +49,8 @@ def write(name: str, config, base: str, report: dict | None) -> str:
       f'core on the task `{config.task.name}`, and is not meant to answer '
       'by itself or for another core.', '',
       '## Results', '', _results(name, report), '', '## Use', '',
-      _USE.format(system=prompts.GUIDE_SYSTEM,
+      _USE.format(library=library, system=prompts.GUIDE_SYSTEM,
+                  loader=f'Auto{"Peft" * peft}ModelForCausalLM',
                   tokens=config.guide.max_new_tokens),
       'The core then gets the problem and the strategy. Where there is no '
       'complete strategy block, ask the core alone.', ''])

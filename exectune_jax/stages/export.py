@@ -1,8 +1,9 @@
 """A trained guide as a Hugging Face directory, for transformers, vLLM, ....
 
-Adapters are merged. Leaves export/<guide> (or export.output) with
-config.json, safetensors files, tokenizer with chat template, generation
-config, and a model card with what report.json says of the guide.
+Adapters are merged, or kept for peft. Leaves export/<guide> (or
+export.output) with config.json, safetensors files, tokenizer with chat
+template, generation config, and a model card with what report.json says of
+the guide.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import pathlib
 import transformers
 
 from exectune_jax import progress
+from exectune_jax.errors import UserError
 from exectune_jax.learning import hosts
 from exectune_jax.learning.learner import Learner
 from exectune_jax.models import guide as guides
@@ -33,8 +35,14 @@ def run(config, workdir):
   ends = {'bos_token_id': words.bos_token_id,
           'eos_token_id': words.eos_token_id,
           'pad_token_id': words.pad_token_id}
-  hf.write(output, guide.config, lora.merge(variables, guide.config), dtype,
-           ends)
+  keep = config.export.lora == 'keep'
+  if keep:
+    _check_adapters(config, variables)
+    lora.write(output, variables['lora'], guide.config,
+               guides.origin(config))
+  else:
+    hf.write(output, guide.config, lora.merge(variables, guide.config), dtype,
+             ends)
   if hosts.first():
     words.save_pretrained(output)
     transformers.GenerationConfig(
@@ -43,8 +51,20 @@ def run(config, workdir):
     report = card.read_report(workdir / 'report.json')
     (output / 'README.md').write_text(
         card.write(name, config, guides.origin(config), report))
-  progress.console.print(f'written: {output} ({name}, {dtype}); load it with '
-                         'transformers.AutoModelForCausalLM.from_pretrained')
+  progress.console.print(
+      f'written: {output} ({name}, {"adapters" if keep else dtype}); load it '
+      f'with {"peft.AutoPeft" if keep else "transformers.Auto"}'
+      'ModelForCausalLM.from_pretrained')
+
+
+def _check_adapters(config, variables) -> None:
+  if 'lora' not in variables:
+    raise UserError("export.lora='keep': this guide has no adapters "
+                    "(guide.lora_rank=0); use export.lora='merge'")
+  if not guides.origin(config):
+    raise UserError(f"export.lora='keep': guide.size='{config.guide.size}' "
+                    'began from random weights, which nobody else has; use '
+                    "export.lora='merge'")
 
 
 def _dtype(config) -> str:
