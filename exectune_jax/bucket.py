@@ -34,12 +34,15 @@ def is_url(workdir: str) -> bool:
   return '://' in workdir
 
 
-def attach(url: str, host: int) -> pathlib.Path:
+def attach(url: str, host: int, ledger: str = '',
+           run: str = '') -> pathlib.Path:
   """Begins shipping; returns the local directory, with what the bucket has.
 
   Args:
     url: of the workdir.
     host: number of this process; each has a directory and a ledger.
+    ledger: where several runs bring their calls together; '': in the workdir.
+    run: this run's name among them.
 
   Raises:
     UserError: the bucket cannot be reached.
@@ -52,9 +55,12 @@ def attach(url: str, host: int) -> pathlib.Path:
            / f'host{host}').resolve()
   local.mkdir(parents=True, exist_ok=True)
   try:
-    mirror = _Mirror(epath.Path(url.removeprefix('file://')), local, host)
+    segments = Segments(
+        local / ('ledger.sqlite' if not host else f'ledger.{host}.sqlite'),
+        (_path(ledger) if ledger else _path(url) / 'ledger')
+        / (f'{run}.host{host}' if run else f'host{host}'), bool(ledger))
+    mirror = _Mirror(_path(url), local, segments)
     mirror.fetch()
-    mirror.segments.restore()
   except UserError:
     raise
   except Exception as e:  # noqa: BLE001 each storage has errors of its own
@@ -100,12 +106,9 @@ def detach() -> None:
 class _Mirror:
   """One local directory and its bucket."""
 
-  def __init__(self, remote: epath.Path, local: pathlib.Path, host: int):
-    self.remote, self.local = remote, local
-    # Each process has a ledger of its own, under one name here.
-    self.segments = Segments(
-        local / ('ledger.sqlite' if not host else f'ledger.{host}.sqlite'),
-        remote / 'ledger' / f'host{host}')
+  def __init__(self, remote: epath.Path, local: pathlib.Path,
+               segments: Segments):
+    self.remote, self.local, self.segments = remote, local, segments
     self._known: dict[str, tuple[int, int]] = {}  # mtime and size, by path
     self._lock = threading.Lock()
     self._ended = threading.Event()
@@ -121,6 +124,7 @@ class _Mirror:
     with self._lock:
       self.remote.mkdir(parents=True, exist_ok=True)
       self._fetch(self.remote, self.local)
+      self.segments.restore()
 
   def _fetch(self, remote, local) -> None:
     local.mkdir(exist_ok=True)
@@ -196,6 +200,10 @@ class _Mirror:
 
   def _name(self, path: pathlib.Path) -> str:
     return path.relative_to(self.local).as_posix()
+
+
+def _path(url: str) -> epath.Path:
+  return epath.Path(url.removeprefix('file://'))
 
 
 def _version(path: pathlib.Path) -> tuple[int, int]:

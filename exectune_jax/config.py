@@ -73,7 +73,7 @@ def default_config() -> ml_collections.ConfigDict:
       seed=0,
       stages='collect,sft:base,sft,rl:advisor,rl,evaluate',
       budget_usd=0.0,  # hard limit over all runs of the ledger; 0: none
-      ledger='',  # file that several runs share; '': one in the workdir
+      ledger='',  # that several runs share: file or, of buckets, directory
       run='',  # this run's name in the bill of a shared ledger
       grader_processes=2,  # that judge replies
       compilation_cache='~/.cache/exectune_jax/xla',  # '': off

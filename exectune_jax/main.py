@@ -74,7 +74,8 @@ def prepare(config, workdir: str | None) -> pathlib.Path:
     from exectune_jax.learning import hosts
     hosts.join(config.mesh.hosts)
     if bucket.is_url(workdir):
-      folder = bucket.attach(workdir, hosts.index())
+      folder = bucket.attach(workdir, hosts.index(), config.ledger,
+                             config.run)
     if hosts.first():
       config_lib.remember(config, folder)
     progress.console.quiet = not hosts.first()

@@ -107,6 +107,25 @@ def test_half_a_segment_is_none(tmp_path, folder):
   segments.close()
 
 
+def test_runs_that_share_a_ledger_pay_once_and_know_what_was_saved(
+    tmp_path, folder):
+  one = Segments(tmp_path / 'a.sqlite', folder / 'one.host0', shared=True)
+  two = Segments(tmp_path / 'b.sqlite', folder / 'two.host0', shared=True)
+  pay(one.ledger, 'k1', 'k2')
+  one.ship()
+  assert two.restore() == 2
+  two.ledger.reuse('k1', 'two')  # its stage is not of the run 'two'
+  pay(two.ledger, 'k3')
+  assert two.ship() == 2
+  every = Segments(tmp_path / 'c.sqlite', folder / 'none', shared=True)
+  assert every.restore() == 4
+  assert every.ledger.spent_usd == 0.75
+  assert [tuple(r) for r in every.ledger.rows('SELECT * FROM reused')] == [
+      ('two', 'k1', 0.25)]
+  for segments in (one, two, every):
+    segments.close()
+
+
 @pytest.fixture
 def disk(tmp_path, monkeypatch):
   """disk(name): what follows runs on that machine."""

@@ -8,6 +8,7 @@ import subprocess
 import numpy as np
 import pytest
 import tiny_checkpoints
+import yaml
 from safetensors.numpy import load_file
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -32,6 +33,51 @@ def test_usage_is_exit_code_two(tmp_path):
                         capture_output=True,
                         env={'PATH': '/usr/bin:/bin', 'STATE': str(tmp_path)})
   assert done.returncode == 1 and done.stderr == 'error: not running\n'
+
+
+def _sky():
+  return yaml.safe_load((ROOT / 'launch/sky.yaml').read_text())
+
+
+def test_skypilot_takes_the_job():
+  sky = pytest.importorskip('sky')
+  task = sky.Task.from_yaml_config(
+      _sky(), env_overrides=[('WORKDIR', 'gs://bucket/x')])
+  assert {next(iter(r.accelerators)) for r in task.resources} == {
+      'tpu-v6e-8', 'tpu-v5litepod-8', 'H100', 'A100-80GB'}
+  assert all(r.use_spot for r in task.resources)
+
+
+@pytest.mark.parametrize('gpu', [False, True])
+def test_the_job_runs_main_with_its_words(tmp_path, gpu):
+  """What SkyPilot would run on a machine, with a Python that only prints."""
+  for name, text in (('.venv/bin/python', 'printf "%s\\n" "$@"; env'),
+                     ('bin/nvidia-smi', f'exit {0 if gpu else 9}')):
+    path = tmp_path / name
+    path.parent.mkdir(parents=True)
+    path.write_text(f'#!/bin/bash\n{text}\n')
+    path.chmod(0o755)
+  env = {'WORKDIR': 'gs://b/a run', 'CONFIG': 'configs/gsm8k.py',
+         'ARGS': '--config.seed=1 --config.budget_usd=2', 'OPENAI_API_KEY': '',
+         'GEMINI_API_KEY': 'k', 'ANTHROPIC_API_KEY': '', 'HF_TOKEN': '',
+         'EXECTUNE_CORE_API_KEY': '', 'SKYPILOT_NUM_NODES': '2',
+         'SKYPILOT_NODE_IPS': '10.0.0.1\n10.0.0.2', 'SKYPILOT_NODE_RANK': '1',
+         'PATH': f'{tmp_path}/bin:/usr/bin:/bin'}
+  done = subprocess.run(['bash', '-c', _sky()['run']], cwd=tmp_path, env=env,
+                        text=True, capture_output=True)
+  lines = done.stdout.splitlines()
+  assert lines[:9] == [
+      '-m', 'exectune_jax.main', '--config', 'configs/gsm8k.py', '--workdir',
+      'gs://b/a run', f'--config.mesh.hosts={2 if gpu else 0}',
+      '--config.seed=1', '--config.budget_usd=2'], done.stderr
+  names = {x.partition('=')[0] for x in lines[9:]}
+  assert 'GEMINI_API_KEY' in names and 'OPENAI_API_KEY' not in names
+  assert ('JAX_COORDINATOR_ADDRESS=10.0.0.1:12355' in lines) == gpu
+  assert ('JAX_PROCESS_ID=1' in lines) == gpu
+  if shutil.which('shellcheck'):
+    for block in ('setup', 'run'):  # ARGS is split on purpose
+      subprocess.run(['shellcheck', '-s', 'bash', '-e', 'SC2086,SC2155', '-'],
+                     input=_sky()[block], text=True, check=True)
 
 
 def _interleave(weights, heads):

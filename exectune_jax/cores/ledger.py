@@ -58,7 +58,8 @@ _open: set[str] = set()  # owners of this process
 
 def path_of(config, workdir: pathlib.Path, host: int = 0) -> pathlib.Path:
   """Where a run's ledger is; each of several processes has its own."""
-  path = pathlib.Path(config.ledger).expanduser() if config.ledger else (
+  here = config.ledger and '://' not in config.ledger  # else see bucket.py
+  path = pathlib.Path(config.ledger).expanduser() if here else (
       workdir / 'ledger.sqlite')
   return path.with_suffix(f'.{host}.sqlite') if host else path
 

@@ -16,8 +16,9 @@ from exectune_jax.cores.ledger import Ledger
 ROWS = 2000  # of one segment, at most
 _NOTE = """
 CREATE TRIGGER IF NOT EXISTS note_{table} AFTER INSERT ON {table} BEGIN
-  INSERT INTO outbox (source, key) VALUES ('{table}', NEW.{key}); END"""
-_KEYS = {'calls': 'key', 'failed': 'rowid'}
+  INSERT INTO outbox (source, key) VALUES ('{table}', {key}); END"""
+_KEYS = {'calls': '{0}key', 'failed': '{0}rowid',
+         'reused': "{0}run || ' ' || {0}key"}
 
 
 class Segments:
@@ -26,18 +27,19 @@ class Segments:
   Args:
     path: of the ledger.
     folder: an epath.Path, of this ledger alone.
+    shared: whether to restore from the folders beside it, too.
   """
 
-  def __init__(self, path: pathlib.Path, folder):
-    self.ledger, self.folder = Ledger(path), folder
+  def __init__(self, path: pathlib.Path, folder, shared: bool = False):
+    self.ledger, self.folder, self.shared = Ledger(path), folder, shared
     with self.ledger.transaction() as db:
       noting = db.execute("SELECT 1 FROM sqlite_master WHERE type='trigger' "
                           "AND name='note_calls'").fetchone()
       for table, key in _KEYS.items():
         if not noting:  # rows from before there was a bucket
-          db.execute(f'INSERT INTO outbox (source, key) SELECT ?, {key} FROM '
-                     f'{table}', (table,))
-        db.execute(_NOTE.format(table=table, key=key))
+          db.execute('INSERT INTO outbox (source, key) SELECT ?, '
+                     f'{key.format("")} FROM {table}', (table,))
+        db.execute(_NOTE.format(table=table, key=key.format('NEW.')))
 
   def ship(self) -> int:
     """Writes what is new; returns how many rows."""
@@ -47,8 +49,8 @@ class Segments:
       last, lines = rows[-1]['seq'], []
       for row in rows:
         found = self.ledger.rows(
-            f'SELECT * FROM {row["source"]} WHERE {_KEYS[row["source"]]}=?',
-            row['key'])
+            f'SELECT * FROM {row["source"]} WHERE '
+            f'{_KEYS[row["source"]].format("")}=?', row['key'])
         lines += [json.dumps([row['source'], dict(r)]) for r in found]
       name = f'{last:012d}.{self.ledger.owner}.jsonl'
       self.folder.mkdir(parents=True, exist_ok=True)
@@ -57,18 +59,25 @@ class Segments:
       partial.replace(self.folder / name)
       with self.ledger.transaction() as db:
         db.execute('DELETE FROM outbox WHERE seq<=?', (last,))
-        db.execute('INSERT INTO segments VALUES (?)', (name,))
+        db.execute('INSERT INTO segments VALUES (?)',
+                   (f'{self.folder.name}/{name}',))
       shipped += len(lines)
     return shipped
 
   def restore(self) -> int:
     """Takes in segments that this ledger has not seen; returns new rows."""
-    if not self.folder.exists():
-      return 0
+    folders = [self.folder]
+    if self.shared:
+      self.folder.parent.mkdir(parents=True, exist_ok=True)
+      folders = sorted(p for p in self.folder.parent.iterdir() if p.is_dir())
+    return sum(self._restore(f) for f in folders if f.exists())
+
+  def _restore(self, folder) -> int:
     seen = {r['name'] for r in self.ledger.rows('SELECT name FROM segments')}
     added = 0
-    for path in sorted(self.folder.iterdir()):
-      if path.name in seen or path.suffix != '.jsonl':
+    for path in sorted(folder.iterdir()):
+      name = f'{folder.name}/{path.name}'
+      if name in seen or path.suffix != '.jsonl':
         continue
       rows = [json.loads(x) for x in path.read_text().splitlines()]
       with self.ledger.transaction() as db:
@@ -77,7 +86,7 @@ class Segments:
         added += sum(_insert(db, table, row) for table, row in rows)
         # They came from the bucket; they need not go there again.
         db.execute('DELETE FROM outbox WHERE seq>?', (last,))
-        db.execute('INSERT INTO segments VALUES (?)', (path.name,))
+        db.execute('INSERT INTO segments VALUES (?)', (name,))
     return added
 
   def close(self) -> None:
@@ -95,6 +104,6 @@ def _insert(db, table: str, row: dict) -> int:
   done = db.execute(
       f'INSERT OR IGNORE INTO {table} ({",".join(row)}) VALUES '
       f'({",".join("?" * len(row))})', tuple(row.values()))
-  if done.rowcount:
+  if done.rowcount and table != 'reused':
     db.execute('UPDATE total SET usd = usd + ?', (row['usd'] or 0.0,))
   return done.rowcount

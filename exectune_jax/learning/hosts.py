@@ -59,11 +59,11 @@ def first() -> bool:
 
 def barrier(name: str) -> None:
   """Waits for all processes; each then sees what the others have written."""
+  bucket.flush()
   if count() > 1:
-    bucket.flush()
     with jax.transfer_guard('allow'):
       multihost_utils.sync_global_devices(name)
-    bucket.refresh()
+  bucket.refresh()
 
 
 def gather(values) -> np.ndarray:
