@@ -8,6 +8,9 @@ stop the others; the same command goes on where it was stopped and tries
 failed ones again. Leaves sweep.json, sweep.csv and sweep.png.
 
 --jobs N           trials at a time
+--runner NAME      local, tpu_vm (a TPU VM a job) or sky (SkyPilot jobs)
+--bucket URL       where trials that run elsewhere keep their workdirs
+--machine FLAGS    for tpu_vm.sh create, or sky jobs launch
 --dry_run          prints the commands and runs nothing
 --system NAME      whose accuracy is compared (default: the last of the
                    config's evaluate.systems)
@@ -17,9 +20,8 @@ failed ones again. Leaves sweep.json, sweep.csv and sweep.png.
 from __future__ import annotations
 
 import asyncio
-import csv
+import contextlib
 import importlib.util
-import json
 import pathlib
 import re
 import shlex
@@ -28,20 +30,25 @@ import sys
 
 from absl import app, flags
 from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from exectune_jax import files
 from exectune_jax.cores.ledger import Ledger
+from exectune_jax.cores.segments import Segments
 from exectune_jax.errors import UsageError, UserError
-from launch import hyper
+from launch import comparison, hyper, runners
 
 ROOT = pathlib.Path(__file__).parents[1]
-COLUMNS = ('trial', 'state', 'accuracy', 'low', 'high', 'usd_per_1k',
-           'paid_usd', 'saved_usd')
 
 _CONFIG = flags.DEFINE_string('config', None, 'Config file, with arguments '
                               'after a colon.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where the trials are kept.')
+_RUNNER = flags.DEFINE_enum('runner', 'local', list(runners.RUNNERS),
+                            'Where the trials run.')
+_BUCKET = flags.DEFINE_string('bucket', '', 'Workdirs of remote trials.')
+_MACHINE = flags.DEFINE_string('machine', '', 'Further flags for machines.')
 _JOBS = flags.DEFINE_integer('jobs', 1, 'Trials at a time.', lower_bound=1)
 _DRY = flags.DEFINE_bool('dry_run', False, 'Print the commands only.')
 _SYSTEM = flags.DEFINE_string('system', '', 'Whose accuracy is compared.')
@@ -76,68 +83,136 @@ def name_of(trial: hyper.Trial) -> str:
   return re.sub(r'[^\w.=,+-]', '_', text)
 
 
-def command(trial: hyper.Trial, config: str, workdir: pathlib.Path,
-            more: list[str]) -> list[str]:
-  """The command line of one trial."""
-  name = name_of(trial)
-  return [sys.executable, '-m', 'exectune_jax.main', f'--config={config}',
-          f'--workdir={workdir / name}',
-          f'--config.ledger={workdir / "ledger.sqlite"}',
-          f'--config.run={name}', *more,
+def flags_of(trial: hyper.Trial, config: str, more: list[str]) -> list[str]:
+  """What main is told about one trial; the config comes first."""
+  return [f'--config={config}', f'--config.run={name_of(trial)}', *more,
           *(f'--config.{field}={value}' for field, value in trial.items())]
 
 
-async def run_all(trials, config, workdir, more, jobs) -> dict[str, str]:
-  """Runs all trials; returns how each ended: 'done' or why it failed."""
-  gate, states = asyncio.Semaphore(jobs), {name_of(t): '' for t in trials}
-  running: set[asyncio.subprocess.Process] = set()
-  stopped = asyncio.Event()
-  loop = asyncio.get_running_loop()
-  for number in (signal.SIGINT, signal.SIGTERM):
-    loop.add_signal_handler(number, stopped.set)
+class Sweep:
+  """Runs trials, so many at a time, and knows how each is doing.
 
-  async def one(trial):
-    name = name_of(trial)
-    folder = workdir / name
-    if (folder / 'done').exists():
-      states[name] = 'done'
+  Args:
+    trials: from get_hyper.
+    flags: of main, by the trial's name.
+    runner: says which commands a trial is.
+    jobs: trials at a time.
+  """
+
+  def __init__(self, trials, flags, runner, jobs: int):
+    self.flags, self.runner, self.jobs = flags, runner, jobs
+    self.workdir = runner.workdir
+    self.states = {name_of(t): '' for t in trials}
+    self._running: set[asyncio.subprocess.Process] = set()
+    self._stopped = asyncio.Event()
+
+  async def run(self) -> dict[str, str]:
+    """How each trial ended: 'done' or why it did not."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+      loop.add_signal_handler(number, self._stop)
+    waiting = []
+    for name in self.states:
+      if (self.workdir / name / 'done').exists():
+        self.states[name] = 'done'
+      else:
+        waiting.append(name)
+    with self._shown():
+      await asyncio.gather(*[self._place(slot, waiting) for slot in range(
+          min(self.jobs, len(waiting)))])
+    if self._stopped.is_set() and self.runner.left():
+      console.print(self.runner.left())
+    return {name: state or 'not begun' for name, state in self.states.items()}
+
+  async def _place(self, slot: int, waiting: list[str]) -> None:
+    """One of the places: takes trial after trial."""
+    log = self.workdir / f'machine{slot}.txt'
+    if await self._all(self.runner.prepare(slot), log):
+      console.print(f'place {slot}: {_last_line(log)}')
       return
-    async with gate:
-      if stopped.is_set():
-        states[name] = 'not begun'
-        return
+    while waiting and not self._stopped.is_set():
+      name = waiting.pop(0)
+      self.states[name] = 'running'
+      folder = self.workdir / name
       folder.mkdir(parents=True, exist_ok=True)
-      with (folder / 'log.txt').open('ab') as log:
-        process = await asyncio.create_subprocess_exec(
-            *command(trial, config, workdir, more), cwd=ROOT, stdout=log,
-            stderr=log, start_new_session=True)
-      running.add(process)
-      code = await process.wait()
-      running.discard(process)
-    if code == 0:
-      (folder / 'done').touch()
-      states[name] = 'done'
-    else:
-      states[name] = 'stopped' if stopped.is_set() else _last_line(folder)
-    ended = sum(bool(s) for s in states.values())
-    console.print(f'{ended}/{len(states)} {name}: {states[name]}, '
-                  f'${_spent(workdir):.4f} so far')
+      code = await self._all(self.runner.trial(slot, name, self.flags[name]),
+                             folder / 'log.txt')
+      if code == 0:
+        (folder / 'done').touch()
+      self.states[name] = 'done' if code == 0 else (
+          'stopped' if self._stopped.is_set() else
+          f'failed: {_last_line(folder / "log.txt")}')
+      ended = sum(s not in ('', 'running') for s in self.states.values())
+      console.print(f'{ended}/{len(self.states)} {name}: {self.states[name]}, '
+                    f'${_spent(self.workdir):.4f} so far')
+    if not self._stopped.is_set():
+      await self._all(self.runner.finish(slot), log)
 
-  async def forward():
-    await stopped.wait()
+  async def _all(self, commands, log: pathlib.Path) -> int:
+    """Exit code of the first that fails, or 0."""
+    for command in commands:
+      with log.open('ab') as file:
+        try:
+          process = await asyncio.create_subprocess_exec(
+              *command, cwd=ROOT, stdout=file, stderr=file,
+              start_new_session=True)
+        except OSError as e:
+          file.write(f'error: {command[0]}: {e.strerror}\n'.encode())
+          return 127
+      self._running.add(process)
+      code = await process.wait()
+      self._running.discard(process)
+      if code:
+        return code
+    return 0
+
+  def _stop(self) -> None:
+    self._stopped.set()
     console.print('stopping: trials save what they have')
-    for process in running:
+    for process in self._running:
       process.terminate()
 
-  watcher = asyncio.create_task(forward())
-  await asyncio.gather(*[one(t) for t in trials])
-  watcher.cancel()
-  return states
+  @contextlib.contextmanager
+  def _shown(self):
+    """On a terminal, a table that lives while the trials run."""
+    if not console.is_terminal:
+      yield
+      return
+    with Live(get_renderable=self._table, console=console,
+              refresh_per_second=1):
+      yield
+
+  def _table(self) -> Table:
+    table = Table(title=f'{len(self.states)} trials, '
+                  f'${_spent(self.workdir):.4f} so far', title_justify='left')
+    for column in ('trial', 'state', 'says'):
+      table.add_column(column, overflow='ellipsis', no_wrap=True)
+    for name, state in self.states.items():
+      log = self.workdir / name / 'log.txt'
+      says = _last_line(log) if state == 'running' and log.exists() else ''
+      table.add_row(escape(name), escape(state or 'waits'), escape(says))
+    return table
 
 
-def _last_line(folder) -> str:
-  lines = (folder / 'log.txt').read_text(errors='replace').splitlines()
-  return f'failed: {lines[-1][:200] if lines else "no output"}'
+def _last_line(log: pathlib.Path) -> str:
+  with log.open('rb') as file:
+    file.seek(max(0, log.stat().st_size - 4096))
+    lines = file.read().decode(errors='replace').split('\n')
+  return next((x[:200] for x in reversed(lines) if x.strip()), 'no output')
+
+
+def collect(names, bucket: str, workdir: pathlib.Path) -> None:
+  """Reports and calls of trials that ran elsewhere."""
+  from etils import epath
+  remote = epath.Path(bucket.removeprefix('file://'))
+  for name in names:
+    report = remote / name / 'report.json'
+    if report.exists():
+      files.write_whole(workdir / name / 'report.json', report.read_text())
+  segments = Segments(workdir / 'ledger.sqlite', remote / 'ledger/sweep',
+                      shared=True)
+  segments.restore()
+  segments.close()
 
 
 def _spent(workdir) -> float:
@@ -149,86 +224,6 @@ def _spent(workdir) -> float:
     return ledger.spent_usd
   finally:
     ledger.close()
-
-
-def compare(states: dict[str, str], workdir: pathlib.Path,
-            system: str) -> list[dict]:
-  """A row a trial: accuracy with its 95% interval, dollars."""
-  paid, saved = _money(workdir)
-  rows = []
-  for name, state in states.items():
-    row = dict.fromkeys(COLUMNS) | {
-        'trial': name, 'state': state, 'paid_usd': paid.get(name, 0.0),
-        'saved_usd': saved.get(name, 0.0)}
-    path = workdir / name / 'report.json'
-    if path.exists():
-      systems = {s['name']: s for s in json.loads(path.read_text())['systems']}
-      found = systems.get(system) or list(systems.values())[-1]
-      row |= {'accuracy': found['accuracy'], 'low': found['ci95'][0],
-              'high': found['ci95'][1], 'usd_per_1k': found['usd_per_1k']}
-    rows.append(row)
-  return rows
-
-
-def _money(workdir) -> tuple[dict, dict]:
-  """Dollars by trial: what it paid, and what others had paid for it."""
-  if not (workdir / 'ledger.sqlite').exists():
-    return {}, {}
-  ledger = Ledger(workdir / 'ledger.sqlite')
-  try:
-    paid = {r['run']: r['usd'] for r in ledger.rows(
-        "SELECT substr(stage, 1, instr(stage, '/') - 1) AS run, "
-        'SUM(usd) AS usd FROM calls GROUP BY run')}
-    saved = {r['run']: r['usd'] for r in ledger.rows(
-        'SELECT run, SUM(usd) AS usd FROM reused GROUP BY run')}
-    return paid, saved
-  finally:
-    ledger.close()
-
-
-def publish(rows: list[dict], workdir: pathlib.Path) -> None:
-  """Writes sweep.json, sweep.csv, sweep.png; prints the table."""
-  files.write_whole(workdir / 'sweep.json', json.dumps(rows, indent=2) + '\n')
-  with (workdir / 'sweep.csv').open('w', newline='') as file:
-    writer = csv.DictWriter(file, COLUMNS)
-    writer.writeheader()
-    writer.writerows(rows)
-  table = Table(title=f'{len(rows)} trials', title_justify='left')
-  for column in ('trial', 'accuracy % (95%)', '$ per 1,000', 'paid $',
-                 'saved $', 'state'):
-    table.add_column(column, overflow='fold')
-  for row in rows:
-    known = row['accuracy'] is not None
-    table.add_row(
-        row['trial'], f'{100 * row["accuracy"]:.1f} ({100 * row["low"]:.1f}-'
-        f'{100 * row["high"]:.1f})' if known else '-',
-        f'{row["usd_per_1k"]:.4g}' if known else '-',
-        f'{row["paid_usd"]:.4f}', f'{row["saved_usd"]:.4f}', row['state'])
-  console.print(table)
-  paid, saved = (sum(r[k] for r in rows) for k in ('paid_usd', 'saved_usd'))
-  console.print(f'paid ${paid:.4f}; calls that another trial had made saved '
-                f'${saved:.4f}')
-  _plot([r for r in rows if r['accuracy'] is not None], workdir / 'sweep.png')
-
-
-def _plot(rows, path) -> None:
-  if not rows:
-    return
-  import matplotlib
-  matplotlib.use('Agg')
-  import matplotlib.pyplot as plt
-  figure, axes = plt.subplots(figsize=(7, 1 + 0.4 * len(rows)))
-  values = [100 * r['accuracy'] for r in rows]
-  errors = [[v - 100 * r['low'] for v, r in zip(values, rows, strict=True)],
-            [100 * r['high'] - v for v, r in zip(values, rows, strict=True)]]
-  axes.errorbar(values, range(len(rows)), xerr=errors, fmt='o', capsize=3)
-  axes.set_yticks(range(len(rows)), [
-      f'{r["trial"]}\n${r["usd_per_1k"]:.3g} per 1,000' for r in rows])
-  axes.invert_yaxis()
-  axes.set_xlabel('accuracy % (95% interval)')
-  figure.tight_layout()
-  figure.savefig(path, dpi=120)
-  plt.close(figure)
 
 
 def main(argv):
@@ -247,15 +242,33 @@ def _main(more: list[str]) -> int:
     raise UsageError(f"'{strange[0]}': only --config.field=value can follow")
   trials = trials_of(_CONFIG.value)
   workdir = pathlib.Path(_WORKDIR.value).expanduser().absolute()
+  runner = runners.RUNNERS[_RUNNER.value](
+      workdir, _BUCKET.value, tuple(shlex.split(_MACHINE.value)))
+  flags_by_name = {name_of(t): flags_of(t, _CONFIG.value, more)
+                   for t in trials}
   if _DRY.value:
-    for trial in trials:
-      console.print(shlex.join(command(trial, _CONFIG.value, workdir, more)))
+    for command in _commands(runner, flags_by_name):
+      console.print(shlex.join(command))
     return 0
   workdir.mkdir(parents=True, exist_ok=True)
-  states = asyncio.run(run_all(trials, _CONFIG.value, workdir, more,
-                               _JOBS.value))
-  publish(compare(states, workdir, _SYSTEM.value), workdir)
+
+  async def run():
+    return await Sweep(trials, flags_by_name, runner, _JOBS.value).run()
+  states = asyncio.run(run())
+  if _BUCKET.value:
+    collect(states, _BUCKET.value, workdir)
+  comparison.publish(
+      comparison.compare(states, workdir, _SYSTEM.value), workdir, console)
   return 0 if set(states.values()) == {'done'} else 1
+
+
+def _commands(runner, flags_by_name) -> list[list[str]]:
+  """All of them, as if the places took turns."""
+  slots = range(min(_JOBS.value, len(flags_by_name)))
+  found = [c for slot in slots for c in runner.prepare(slot)]
+  for i, (name, flags_) in enumerate(flags_by_name.items()):
+    found += runner.trial(i % len(slots), name, flags_)
+  return found + [c for slot in slots for c in runner.finish(slot)]
 
 
 def _flags(argv):
