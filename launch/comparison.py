@@ -6,6 +6,7 @@ import csv
 import json
 import pathlib
 
+from rich.markup import escape
 from rich.table import Table
 
 from exectune_jax import files

@@ -41,7 +41,8 @@ def elsewhere(tmp_path):
   """elsewhere(*flags) -> finished sweep, its rows, its bucket."""
   fake = tmp_path / 'fake'
   (fake / 'bin').mkdir(parents=True)
-  gcloud = f'#!/bin/sh\nexec {sys.executable} {ROOT}/tests/fake_gcloud.py "$@"\n'
+  gcloud = (f'#!/bin/sh\nexec {sys.executable} '
+            f'{ROOT}/tests/fake_gcloud.py "$@"\n')
   for name, text in (('python3', PYTHON3), ('train', TRAIN), ('sky', SKY),
                      ('gcloud', gcloud)):
     (fake / 'bin' / name).write_text(text)
