@@ -100,8 +100,9 @@ run() {
         sleep "$POLL_S"  # or is that how a preemption begins?
         [[ $(state 2>/dev/null) == ACTIVE ]] || continue
         stop || true  # the others would wait for it for ever
+        echo "error: $NAME: ${seen//$'\n'/, }; the same command goes on" >&2
         on all 'tail -n 5 exectune/log' || true
-        die "$NAME: ${seen//$'\n'/, }; the same command goes on"
+        exit 1
       fi
       grep -qv '^done$' <<<"$seen" || { echo "$NAME: done"; return; }
       [[ $seen != *idle* ]] || start "$@" || true  # after a reboot

@@ -170,8 +170,7 @@ class Ledger:
         future.set_exception(error) if error else future.set_result(None)
 
   def _put_all(self, puts) -> None:
-    with self.transaction('free some space and run the same command '
-                           'again') as db:
+    with self.transaction() as db:
       for key, core, stage, request, reply in puts:
         row = (key, core, stage, time.time(),
                json.dumps(request.messages, ensure_ascii=False), reply.text,
@@ -247,7 +246,7 @@ class Ledger:
       db.execute('UPDATE total SET usd = usd + ?', (usd,))
 
   @contextlib.contextmanager
-  def transaction(self, fix: str = 'mend the disk or move the file away'):
+  def transaction(self):
     """Yields the connection; all of it is committed, or none."""
     with self._lock:
       try:
@@ -263,7 +262,8 @@ class Ledger:
         if self._db.in_transaction:  # a COMMIT that found the disk full
           with contextlib.suppress(sqlite3.Error):
             self._db.execute('ROLLBACK')
-        raise self._error(e, fix) from e
+        raise self._error(e, 'free some space or mend the disk, and run the '
+                          'same command again') from e
 
   def _error(self, e, fix='move the file away to start a new one'):
     return UserError(f'ledger {self.path}: {e}; {fix}')
