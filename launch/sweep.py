@@ -184,9 +184,11 @@ class Sweep:
 
   def _table(self) -> Table:
     table = Table(title=f'{len(self.states)} trials, '
-                  f'${_spent(self.workdir):.4f} so far', title_justify='left')
-    for column in ('trial', 'state', 'says'):
-      table.add_column(column, overflow='ellipsis', no_wrap=True)
+                  f'${_spent(self.workdir):.4f} so far', title_justify='left',
+                  expand=True)
+    table.add_column('trial', overflow='fold', ratio=2)
+    table.add_column('state', no_wrap=True, min_width=8, max_width=30)
+    table.add_column('says', no_wrap=True, ratio=3)
     for name, state in self.states.items():
       log = self.workdir / name / 'log.txt'
       says = _last_line(log) if state == 'running' and log.exists() else ''
