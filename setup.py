@@ -41,8 +41,8 @@ EXTRAS = {
     # itself is fetched by launch/local_core.sh, which knows its traps.
     'local': ['gguf>=0.17'],
     'serve': SERVE,
-    'test': ['ipykernel', 'nbclient>=0.10', 'nbformat', 'openai>=2',
-             'pytest>=8', 'pytest-xdist>=3.6', *SERVE],
+    'test': ['etils[epath-gcs]', 'ipykernel', 'nbclient>=0.10', 'nbformat',
+             'openai>=2', 'pytest>=8', 'pytest-xdist>=3.6', *SERVE],
     'parity': ['peft>=0.15', 'torch>=2.4'],
 }
 

@@ -10,6 +10,7 @@ since the last checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import pathlib
@@ -18,14 +19,20 @@ import sys
 import threading
 import time
 
+import fsspec
 from etils import epath
 
-from exectune_jax.cores.segments import Segments
+from exectune_jax.cores.segments import Segments, listing
 from exectune_jax.errors import UserError
 
 SHIP_S = 2.0  # between two looks at what has changed
 LARGE = 64 << 20  # bytes; files that grow beyond are shipped when they rest
-_NOT_SHIPPED = re.compile(r'\.sqlite(-\w+)?$|\.partial$')
+_SHIPPED = '.shipped'  # here: the bucket has had something of this run
+_NOT_SHIPPED = re.compile(r'\.sqlite(-\w+)?$|\.partial$|^\.shipped$')
+
+# gcsfs would keep listings, and never see what other hosts write.
+for _scheme in ('gs', 'gcs'):
+  fsspec.config.conf.setdefault(_scheme, {})['use_listings_cache'] = False
 
 _mirror: _Mirror | None = None
 
@@ -53,8 +60,9 @@ def attach(url: str, host: int, ledger: str = '',
   digest = hashlib.sha256(url.encode()).hexdigest()[:8]
   local = (base / 'exectune_jax/workdirs' / f'{name}-{digest}'
            / f'host{host}').resolve()
-  local.mkdir(parents=True, exist_ok=True)
   try:
+    _set_aside(local, _path(url))
+    local.mkdir(parents=True, exist_ok=True)
     segments = Segments(
         local / ('ledger.sqlite' if not host else f'ledger.{host}.sqlite'),
         (_path(ledger) if ledger else _path(url) / 'ledger')
@@ -90,9 +98,14 @@ def flush() -> None:
 
 
 def refresh() -> None:
-  """Fetches what other processes have written."""
+  """Fetches what other processes have written.
+
+  Raises:
+    UserError: it cannot be read.
+  """
   if _mirror is not None:
-    _mirror.fetch()
+    with _mirror.trouble('read'):
+      _mirror.fetch()
 
 
 def detach() -> None:
@@ -128,7 +141,7 @@ class _Mirror:
 
   def _fetch(self, remote, local) -> None:
     local.mkdir(exist_ok=True)
-    for item in remote.iterdir():
+    for item in listing(remote):
       if item.is_dir():
         checkpoint = item.name.split('.')[0].isdigit()
         if not checkpoint and item != self.remote / 'ledger':
@@ -151,6 +164,7 @@ class _Mirror:
     """Uploads core calls, then files that have changed."""
     with self._lock:
       self.segments.ship()
+      (self.local / _SHIPPED).touch()
       for path in sorted(self.local.rglob('*')):
         if not path.is_file() or _NOT_SHIPPED.search(path.name):
           continue
@@ -169,14 +183,19 @@ class _Mirror:
         self._known[name] = version
 
   def flush(self) -> None:
-    try:
+    with self.trouble('written'):
       self.ship(everything=True)
+
+  @contextlib.contextmanager
+  def trouble(self, what: str):
+    try:
+      yield
     except UserError:
       raise
     except Exception as e:  # noqa: BLE001 each storage has errors of its own
-      raise UserError(f'{self.remote}: cannot be written: '
-                      f'{type(e).__name__}: {str(e)[:200]}; the run is safe '
-                      f'in {self.local}, mend the bucket and run the same '
+      raise UserError(f'{self.remote}: cannot be {what}: '
+                      f'{type(e).__name__}: {str(e)[:200]}; what it lacks is '
+                      f'in {self.local}; mend the bucket and run the same '
                       'command again') from e
 
   def stop(self) -> None:
@@ -200,6 +219,15 @@ class _Mirror:
 
   def _name(self, path: pathlib.Path) -> str:
     return path.relative_to(self.local).as_posix()
+
+
+def _set_aside(local: pathlib.Path, remote: epath.Path) -> None:
+  """Whoever emptied the bucket wants to begin anew."""
+  if (local / _SHIPPED).exists() and not listing(remote):
+    aside = local.with_name(f'{local.name}.{int(time.time())}')
+    local.rename(aside)
+    print(f'{remote} is empty: beginning anew; the run that was there is in '
+          f'{aside}', file=sys.stderr, flush=True)
 
 
 def _path(url: str) -> epath.Path:

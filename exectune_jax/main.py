@@ -12,6 +12,7 @@ import importlib
 import os
 import pathlib
 import sys
+import traceback
 
 from absl import flags
 from ml_collections import config_flags
@@ -64,6 +65,9 @@ def prepare(config, workdir: str | None) -> pathlib.Path:
                      'exectune_jax.main --config configs/quickstart.py '
                      '--workdir runs/quickstart')
   config_lib.validate(config)
+  if config.ledger and bucket.is_url(config.ledger) != bucket.is_url(workdir):
+    raise UserError(f"ledger='{config.ledger}': a run in a bucket shares its "
+                    'ledger in a bucket, one in a directory shares a file')
   os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
   try:
     if not bucket.is_url(workdir):  # an unusable one is known at once
@@ -116,13 +120,22 @@ def run(work=main):
     _fail(f'stopped by {e}; everything so far is saved, the same command '
           'continues' if isinstance(e, Stopped) else 'interrupted at once; the '
           'same command continues from the last checkpoint', 1)
+  except Exception:
+    if _alone():
+      raise
+    traceback.print_exc()
+    _fail('the other processes cannot go on without this one', 1)
 
 
 def _fail(message: str, code: int):
   print(f'error: {message}', file=sys.stderr, flush=True)
-  if 'jax' in sys.modules and sys.modules['jax'].process_count() > 1:
+  if not _alone():
     os._exit(code)  # an orderly exit would wait for the other processes
   sys.exit(code)
+
+
+def _alone() -> bool:
+  return 'jax' not in sys.modules or sys.modules['jax'].process_count() == 1
 
 
 if __name__ == '__main__':

@@ -43,7 +43,8 @@ def _money(workdir) -> tuple[dict, dict]:
   try:
     paid = {r['run']: r['usd'] for r in ledger.rows(
         "SELECT substr(stage, 1, instr(stage, '/') - 1) AS run, "
-        'SUM(usd) AS usd FROM calls GROUP BY run')}
+        'SUM(usd) AS usd FROM (SELECT stage, usd FROM calls UNION ALL '
+        'SELECT stage, usd FROM failed) GROUP BY run')}
     saved = {r['run']: r['usd'] for r in ledger.rows(
         'SELECT run, SUM(usd) AS usd FROM reused GROUP BY run')}
     return paid, saved

@@ -105,10 +105,12 @@ class FakeProviders:
     """Server-sent events; 'truncated' ends in the middle of them."""
     response = web.StreamResponse(headers={'Content-Type': EVENTS})
     await response.prepare(request)
-    for event in events[:2] if fault == 'truncated' else events:
+    for event in events[:2] if 'truncated' in fault else events:
       name = f'event: {event["type"]}\n' if 'type' in event else ''
       await response.write(f'{name}data: {json.dumps(event)}\n\n'.encode())
-    if fault == 'truncated':
+    if 'slow' in fault:
+      await asyncio.sleep(1)
+    if 'truncated' in fault:
       request.transport.close()
     elif fault != 'wrong usage':
       self.billed += 1

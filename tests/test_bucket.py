@@ -13,6 +13,8 @@ import time
 import pytest
 from etils import epath
 
+from fake_gcs import FakeGcs
+
 from exectune_jax import bucket
 from exectune_jax.cores.base import CoreReply, CoreRequest
 from exectune_jax.cores.ledger import Ledger
@@ -126,6 +128,35 @@ def test_runs_that_share_a_ledger_pay_once_and_know_what_was_saved(
     segments.close()
 
 
+def test_a_call_that_two_machines_paid_for_is_on_the_bill_twice(tmp_path,
+                                                               folder):
+  one = Segments(tmp_path / 'a.sqlite', folder / 'one', shared=True)
+  two = Segments(tmp_path / 'b.sqlite', folder / 'two', shared=True)
+  pay(one.ledger, 'k1')
+  pay(two.ledger, 'k1', 'k2')
+  one.ship()
+  two.ship()
+  for segments in (one, two):
+    segments.restore()
+    assert segments.ledger.count() == 2
+    assert segments.ledger.spent_usd == 0.75
+    assert segments.restore() == 0
+    segments.close()
+
+
+def test_an_emptied_bucket_gets_everything_again(tmp_path, folder):
+  segments = Segments(tmp_path / 'a.sqlite', folder)
+  pay(segments.ledger, 'k1', 'k2')
+  segments.ship()
+  shutil.rmtree(folder)
+  assert segments.restore() == 0 and segments.ship() == 2
+  segments.close()
+  moved = Segments(tmp_path / 'a.sqlite', folder.parent / 'elsewhere')
+  moved.restore()
+  assert moved.ship() == 0  # noted under the other name only
+  moved.close()
+
+
 @pytest.fixture
 def disk(tmp_path, monkeypatch):
   """disk(name): what follows runs on that machine."""
@@ -184,15 +215,59 @@ def test_trouble_is_told_once_and_over_when_it_is_over(disk, tmp_path, capfd,
   remote.write_text('no directory any more')
   (local / 'config.json').write_text('{}')
   error = ''
-  while 'trying again' not in error:
+  while 'trying again\n' not in error:
     error += capfd.readouterr().err
   time.sleep(0.5)
   assert not capfd.readouterr().err
-  with pytest.raises(UserError, match='cannot be written.*the run is safe in'):
+  with pytest.raises(UserError, match='cannot be written.*what it lacks is in'):
     bucket.flush()
   remote.unlink()
   while not (remote / 'config.json').exists():
     time.sleep(0.02)
+
+
+def test_who_empties_the_bucket_begins_anew(disk, tmp_path, capfd):
+  local = disk('one')
+  (local / 'config.json').write_text('{}')
+  bucket.flush()
+  bucket.detach()
+  shutil.rmtree(tmp_path / 'bucket')
+  assert disk('one') == local and not (local / 'config.json').exists()
+  assert 'beginning anew' in capfd.readouterr().err
+  (aside,) = local.parent.glob('host0.*')
+  assert (aside / 'config.json').exists()
+
+
+def test_a_real_client_of_google_cloud_storage(tmp_path, monkeypatch):
+  """gcsfs: no folders, no empty ones, and listings that it would keep."""
+  gcsfs = pytest.importorskip('gcsfs')
+  with FakeGcs() as gcs:
+    monkeypatch.setenv('STORAGE_EMULATOR_HOST', gcs.url)
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    gcsfs.GCSFileSystem.clear_instance_cache()
+    local = bucket.attach('gs://b/a/run', 0)
+    ledger = Ledger(local / 'ledger.sqlite')
+    pay(ledger, 'k1')
+    ledger.close()
+    (local / 'guides/sft').mkdir(parents=True)
+    (local / 'guides/sft/metrics.jsonl').write_text('{"step": 1}\n')
+    bucket.flush()
+    names = sorted(gcs.objects)
+    assert names[0] == 'a/run/guides/sft/metrics.jsonl'
+    assert len(names) == 2 and names[1].startswith('a/run/ledger/host0/')
+    # another host writes, and checkpoints are there
+    gcs.put('a/run/report.json', b'{"n": 1}')
+    gcs.put('a/run/guides/sft/7/params/x', b'w')
+    bucket.refresh()
+    assert (local / 'report.json').read_text() == '{"n": 1}'
+    assert not (local / 'guides/sft/7').exists()
+    before = gcs.generation
+    bucket.flush()
+    assert gcs.generation == before  # nothing has changed
+    bucket.detach()
+    fresh = bucket.attach('gs://b/a/run', 1)  # another disk
+    assert (fresh / 'guides/sft/metrics.jsonl').read_text() == '{"step": 1}\n'
+    bucket.detach()
 
 
 @pytest.mark.parametrize('url', ['gs://bucket-of-nobody/x', 'nothing://x'])

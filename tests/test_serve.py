@@ -44,17 +44,19 @@ def test_batched_answers_are_those_of_one_at_a_time(trained, server):
     assert found['guide_tokens'] > len(strategy.tokens)
 
 
-@pytest.mark.parametrize('how', [
-    {'model': 'toy:small'}, {'exectune': {'guide': False}}])
-def test_the_core_alone_on_request(server, how):
-  status, data = complete(server, **how)
-  assert status == 200
-  assert data['choices'][0]['message']['content'] == from_core(
-      make_config(), QUESTION, None).text
-  assert data['exectune'] | {'seconds': 0} == {
-      'guided': False, 'strategy': None, 'alone': 'asked for', 'seconds': 0,
-      'core': 'toy:small', 'cached': data['exectune']['cached'],
-      'guide_tokens': 0, 'guide_seconds': 0.0, 'usd': data['exectune']['usd']}
+@pytest.mark.parametrize('pens, how', [
+    ('7', {'model': 'toy:small'}), ('8', {'exectune': {'guide': False}})])
+def test_the_core_alone_on_request(server, pens, how):
+  question = QUESTION.replace('6', pens)  # none of the two is in the ledger
+  core = from_core(make_config(), question, None)
+  for cached in (False, True):
+    status, data = complete(server, question=question, **how)
+    assert status == 200
+    assert data['choices'][0]['message']['content'] == core.text
+    assert data['exectune'] | {'seconds': 0} == {
+        'guided': False, 'strategy': None, 'alone': 'asked for', 'seconds': 0,
+        'core': 'toy:small', 'cached': cached, 'guide_tokens': 0,
+        'guide_seconds': 0.0, 'usd': 0 if cached else pytest.approx(core.usd)}
 
 
 def test_streams_bring_the_same_in_pieces(trained, server):
@@ -91,6 +93,10 @@ BAD = {
     'picture': (chat([{'type': 'image_url', 'image_url': 'x'}]), 400,
                 'messages[0]'),
     'number': (chat(7), 400, 'messages[0]'),
+    'role that is a list': ({'model': 'exectune', 'messages': [
+        {'role': [], 'content': 'a'}]}, 400, 'messages[0]'),
+    'half a character': (chat('a \ud800 b'), 400, 'messages[0]'),
+    'half a character in stop': (chat(stop='\ud800'), 400, 'stop'),
     'blank': (chat('  '), 400, 'messages'),
     'ends with the assistant': (
         {'model': 'exectune', 'messages': [
@@ -124,12 +130,20 @@ def test_a_large_body_without_a_length_is_cut_off(server):
   """Chunked, 10 MB announced by nobody."""
   host, _, port = server.removeprefix('http://').partition(':')
   with socket.create_connection((host, int(port))) as s:
-    s.sendall(b'POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n'
+    s.sendall(b'POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n'
               b'Transfer-Encoding: chunked\r\n\r\n')
     with contextlib.suppress(OSError):
       for _ in range(160):
         s.sendall(b'10000\r\n' + b'x' * 65536 + b'\r\n')
     assert b' 413 ' in s.recv(100)
+
+
+def test_web_pages_may_not_spend_without_a_token(server):
+  for headers in ({'Host': 'evil.example'}, {'Origin': 'http://evil.example'},
+                  {'Origin': 'null'}):
+    assert get(f'{server}/v1/models', **headers)[0] == 403
+    assert get(f'{server}/v1/chat/completions', chat(), **headers)[0] == 403
+  assert get(f'{server}/v1/models', Origin='http://localhost:3000')[0] == 200
 
 
 def test_other_routes_and_methods(server):

@@ -2,6 +2,7 @@
 budgets, limits, signals."""
 
 import concurrent.futures
+import contextlib
 import json
 import os
 import pathlib
@@ -21,6 +22,7 @@ from serving import trained as trained
 
 from exectune_jax.cores.ledger import Ledger
 from exectune_jax.errors import UserError
+from exectune_jax.sampling.grid import Grid
 from exectune_jax.stages import serve
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -80,9 +82,12 @@ def test_a_core_that_fails_is_an_error_that_clients_know(trained, tmp_path,
                              max_retries=0)
       ask = {'model': 'exectune',
              'messages': [{'role': 'user', 'content': QUESTION}]}
-      with pytest.raises(openai.InternalServerError, match='HTTP 500') as e:
+      with pytest.raises(openai.InternalServerError,
+                         match='does not answer') as e:
         client.chat.completions.create(**ask)
-      assert e.value.status_code == 502 and 'secret' not in str(e.value)
+      assert e.value.status_code == 502
+      # nothing of ours: not the address, not the core's own words
+      assert '127.0.0.1' not in str(e.value) and 'busy' not in str(e.value)
       with pytest.raises(openai.APIError, match='does not answer'):
         list(client.chat.completions.create(**ask, stream=True))
       fake.faults = ('truncated',)  # after the first pieces
@@ -110,7 +115,6 @@ def test_late_strategies_are_done_without(trained, tmp_path):
 
 def test_a_guide_that_fails_is_done_without_until_it_works(
     trained, tmp_path, monkeypatch, capfd):
-  from exectune_jax.sampling.grid import Grid
   plain, broken = Grid.step, [True]
   with served(trained[0], make_config(), tmp_path) as url:
     def step(grid):
@@ -145,25 +149,114 @@ def test_as_many_as_there_may_be_and_a_bill_of_them(trained, tmp_path):
     ledger.close()
 
 
+@contextlib.contextmanager
+def asking(url, body):
+  """A raw request in progress; the client leaves with the block."""
+  host, _, port = url.removeprefix('http://').partition(':')
+  data = json.dumps(body).encode()
+  with socket.create_connection((host, int(port)), timeout=60) as s:
+    s.sendall(b'POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n'
+              b'Content-Length: %d\r\n\r\n%s' % (len(data), data))
+    yield s
+
+
+def until(found, seconds=60):
+  deadline = time.monotonic() + seconds
+  while not found():
+    assert time.monotonic() < deadline
+    time.sleep(0.02)
+
+
+@pytest.mark.parametrize('stream', [True, False])
 def test_a_client_that_leaves_frees_its_place_and_what_is_paid_stays(
-    trained, tmp_path):
+    trained, tmp_path, stream):
   config = make_config(**{'core.name': 'toy:small?latency_s=0.5'})
   with served(trained[0], config, tmp_path) as url:
-    host, _, port = url.removeprefix('http://').partition(':')
-    body = json.dumps(chat(stream=True)).encode()
-    with socket.create_connection((host, int(port))) as s:
-      s.sendall(b'POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n'
-                b'Content-Length: %d\r\n\r\n%s' % (len(body), body))
-      assert b'200 OK' in s.recv(1000)
-      ledger = Ledger(tmp_path / 'ledger.sqlite')
-      while not ledger.rows('SELECT * FROM flights'):
-        time.sleep(0.01)
-    while get(f'{url}/healthz')[1]['running']:
-      time.sleep(0.02)
-    while not ledger.count():
-      time.sleep(0.02)
+    ledger = Ledger(tmp_path / 'ledger.sqlite')
+    with asking(url, chat(stream=stream)):
+      until(lambda: ledger.rows('SELECT * FROM flights'))
+    until(lambda: not get(f'{url}/healthz')[1]['running'])
+    until(ledger.count)
     ledger.close()
     assert complete(url)[1]['exectune']['cached']
+
+
+def test_what_nobody_waits_for_is_not_bought(trained, tmp_path):
+  """One call at a time; twenty clients queue behind it and leave."""
+  config = make_config(**{'core.name': 'toy:small?latency_s=2',
+                          'core.concurrency': 1, 'serve.max_requests': 30})
+  with served(trained[0], config, tmp_path) as url:
+    ledger = Ledger(tmp_path / 'ledger.sqlite')
+    with asking(url, chat()):
+      until(lambda: ledger.rows('SELECT * FROM flights'))
+      with contextlib.ExitStack() as stack:
+        for i in range(20):
+          stack.enter_context(asking(url, chat(
+              f'{QUESTION} Really {i}?', stream=i % 2 == 0)))
+        until(lambda: get(f'{url}/healthz')[1]['running'] == 21)
+      until(lambda: get(f'{url}/healthz')[1]['running'] == 1)
+    until(ledger.count)
+  assert ledger.count() == 1  # closed: nothing can come any more
+  ledger.close()
+
+
+def test_a_twin_of_a_stream_that_breaks_has_all_its_tries(trained, tmp_path,
+                                                          monkeypatch):
+  """Two clients, one question; the core breaks off the first try only."""
+  monkeypatch.setenv('EXECTUNE_CORE_API_KEY', 'k')
+  with FakeProviders(lambda text: 'word ' * 9, 1.0, ('slow truncated',)
+                     ) as fake:
+    config = make_config(**{
+        'core.name': f'openai:m@{fake.url}/v1', 'core.attempts': 2,
+        'core.usd_per_1m_input': 1.0, 'core.usd_per_1m_output': 1.0})
+    with served(trained[0], config, tmp_path) as url:
+      with asking(url, chat(stream=True)) as first:
+        until(lambda: fake.requests)
+        fake.rate = 0.0
+        status, data = complete(url)
+        text = b''
+        while b'does not answer' not in text:
+          text += first.recv(4096)
+      assert status == 200
+      assert data['choices'][0]['message']['content'] == 'word ' * 9
+      assert len(fake.requests) == 2
+
+
+def test_a_reply_that_cannot_be_written_blocks_nobody(trained, tmp_path,
+                                                      monkeypatch):
+  plain, full = Ledger._put_all, [True]
+  def put_all(ledger, puts):
+    ledger._mine.difference_update(p[0] for p in puts)
+    if full:
+      raise OSError('no space left')
+    plain(ledger, puts)
+  monkeypatch.setattr(Ledger, '_put_all', put_all)
+  with served(trained[0], make_config(), tmp_path) as url:
+    assert complete(url)[0] == 500
+    full.clear()
+    assert complete(url)[0] == 200  # the same question
+
+
+def test_a_grid_that_cannot_be_made_again_is_tried_again(trained, tmp_path,
+                                                         monkeypatch):
+  from exectune_jax.sampling import sampler
+  plain_step, plain_grid, broken = Grid.step, sampler.Grid, []
+  def step(grid):
+    if broken:
+      raise RuntimeError('RESOURCE_EXHAUSTED')
+    return plain_step(grid)
+  def make(*args, **how):
+    if broken:
+      broken.pop()
+      raise RuntimeError('RESOURCE_EXHAUSTED again')
+    return plain_grid(*args, **how)
+  with served(trained[0], make_config(), tmp_path) as url:
+    monkeypatch.setattr(Grid, 'step', step)
+    monkeypatch.setattr(sampler, 'Grid', make)
+    broken += [1, 2, 3]
+    assert alone(url) == 'guide failed'
+    until(lambda: not broken)
+    assert alone(url) is None
 
 
 def test_tokens_and_addresses(trained, tmp_path, monkeypatch):
@@ -179,6 +272,9 @@ def test_tokens_and_addresses(trained, tmp_path, monkeypatch):
       assert get(url + path, Authorization='Bearer a-token')[0] == 200
     assert complete(url)[0] == 401
     assert get(f'{url}/healthz')[0] == 200
+    monkeypatch.setenv('EXECTUNE_SERVE_TOKEN', 'tökén')
+    with pytest.raises(UserError, match='visible ASCII'):
+      serve.run(config, trained[0])
     with pytest.raises(UserError, match='serve.port='):
       serve._listen(config.serve)
 

@@ -8,6 +8,7 @@ already in the ledger, or raises Lost.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
 import time
 from collections.abc import Callable
@@ -20,6 +21,14 @@ from exectune_jax.errors import Lost, UserError
 
 
 OnText = Callable[[str], None]
+
+
+@dataclasses.dataclass
+class _Flight:
+  """A request on its way. waiters: who would take its reply."""
+  task: asyncio.Task
+  pieces: _Pieces
+  waiters: int = 0
 
 
 class _Elsewhere(Exception):  # noqa: N818
@@ -64,7 +73,7 @@ class CoreClient:
     self.stage, self.field, self.run = stage, field, run
     self.limit = limit or Concurrency(settings.min_concurrency,
                                       settings.concurrency)
-    self._flying: dict[str, asyncio.Task] = {}
+    self._flying: dict[str, _Flight] = {}
     self._paying: set[str] = set()  # past the queue: at the core now
     self._requests, self._tokens = (
         Bucket(n) if n else None
@@ -85,19 +94,47 @@ class CoreClient:
       Lost: no answer after all retries, or the deadline passed.
       UserError: no request can succeed (key, model, address, budget).
     """
+    reply, _ = await self.ask(request, on_text)
+    return reply
+
+  async def ask(self, request: CoreRequest, on_text: OnText | None = None
+                ) -> tuple[CoreReply, bool]:
+    """`call`, and whether this caller is the one who paid."""
     key = request.key(self.core.name)
-    reply = self.ledger.get(key)
-    if reply is not None:
-      if self.run:
-        self.ledger.reuse(key, self.run)
-      return reply
-    task = self._flying.get(key)
-    if task is None:
-      task = asyncio.create_task(self._fly(key, request, _Pieces(on_text)))
-      self._flying[key] = task
-      task.add_done_callback(lambda t: self._land(key, t))
-    # Shielded: a waiter that gives up must not lose a reply we pay for.
-    return await asyncio.shield(task)
+    while True:
+      reply = self.ledger.get(key)
+      if reply is not None:
+        if self.run:
+          self.ledger.reuse(key, self.run)
+        return reply, False
+      flight = self._flying.get(key)
+      ours = flight is None
+      if ours:
+        flight = self._take_off(key, request, _Pieces(on_text))
+      try:
+        return await self._wait(key, flight), ours
+      except Lost:
+        # Another's stream broke off; ours may have all its tries.
+        if ours or not flight.pieces.begun:
+          raise
+
+  def _take_off(self, key: str, request: CoreRequest,
+                pieces: _Pieces) -> _Flight:
+    task = asyncio.create_task(self._fly(key, request, pieces))
+    task.add_done_callback(lambda t: self._land(key, t))
+    self._flying[key] = _Flight(task, pieces)
+    return self._flying[key]
+
+  async def _wait(self, key: str, flight: _Flight) -> CoreReply:
+    """The flight's reply. A waiter that gives up must not lose a reply that
+    we pay for; what nobody waits for any more is not bought."""
+    flight.waiters += 1
+    try:
+      return await asyncio.shield(flight.task)
+    finally:
+      flight.waiters -= 1
+      if not flight.waiters and key not in self._paying:
+        flight.task.cancel()
 
   def _land(self, key: str, task: asyncio.Task) -> None:
     self._flying.pop(key, None)
@@ -208,11 +245,11 @@ class CoreClient:
   async def close(self) -> None:
     """Lets calls at the core finish (they are paid for), then disconnects."""
     self.stop()
-    paying = [t for k, t in self._flying.items() if k in self._paying]
+    paying = [f.task for k, f in self._flying.items() if k in self._paying]
     if paying:
       await asyncio.wait(paying, timeout=self.settings.timeout_s)
-    for task in list(self._flying.values()):
-      task.cancel()
+    for flight in list(self._flying.values()):
+      flight.task.cancel()
     await self.core.close()
 
 

@@ -20,7 +20,7 @@ import sqlite3
 import threading
 import time
 
-from exectune_jax.cores.base import CoreReply, CoreRequest
+from exectune_jax.cores.base import CoreReply, CoreRequest, clean
 from exectune_jax.errors import BudgetExhausted, UserError
 
 _SCHEMA = """
@@ -83,6 +83,7 @@ class Ledger:
     self.owner = f'{os.getpid()}.{secrets.token_hex(4)}'
     self._lock = threading.RLock()
     self._soon: list[tuple[asyncio.Future, tuple]] = []
+    self._mine: set[str] = set()  # calls that this ledger has in flight
     try:
       self._db = sqlite3.connect(self.path, timeout=30, isolation_level=None,
                                  check_same_thread=False)
@@ -128,7 +129,7 @@ class Ledger:
     with self.transaction() as db:
       held = db.execute('SELECT owner FROM flights WHERE key=?',
                         (key,)).fetchone()
-      if held and _alive(held[0]):
+      if held and self._holds(key, held[0]):
         return False
       if held or not self._affordable(db, worst_usd):
         self._bury(db)  # the dead may hold this call, or money
@@ -139,6 +140,7 @@ class Ledger:
               'raise --config.budget_usd and run the same command to go on')
       db.execute('INSERT INTO flights VALUES (?,?,?,?,?,?)',
                  (key, self.owner, time.time(), core, stage, worst_usd))
+    self._mine.add(key)
     return True
 
   def put(self, key: str, core: str, stage: str, request: CoreRequest,
@@ -159,21 +161,23 @@ class Ledger:
 
   def _put_waiting(self) -> None:
     waiting, self._soon = self._soon, []
+    error = None
     try:
       self._put_all([put for _, put in waiting])
-    except UserError as e:
+    except Exception as e:  # noqa: BLE001 each waiter raises it
       error = e
-    else:
-      error = None
     for future, _ in waiting:
       if not future.cancelled():
         future.set_exception(error) if error else future.set_result(None)
 
   def _put_all(self, puts) -> None:
+    # Whatever comes of it: these tries have ended.
+    self._mine.difference_update(put[0] for put in puts)
     with self.transaction() as db:
       for key, core, stage, request, reply in puts:
         row = (key, core, stage, time.time(),
-               json.dumps(request.messages, ensure_ascii=False), reply.text,
+               clean(json.dumps(request.messages, ensure_ascii=False)),
+               reply.text,
                reply.finish, reply.input_tokens, reply.output_tokens,
                reply.usd, reply.latency_s, reply.cached_tokens,
                reply.thinking_tokens, int(reply.estimated))
@@ -190,6 +194,7 @@ class Ledger:
 
     usd: what it cost all the same; None where nobody can know.
     """
+    self._mine.discard(key)
     with self.transaction() as db:
       db.execute('DELETE FROM flights WHERE key=?', (key,))
       self._lose(db, core, stage, reason, usd)
@@ -235,9 +240,14 @@ class Ledger:
     """Moves tries of processes that died to the failed ones."""
     for key, owner, core, stage in db.execute(
         'SELECT key, owner, core, stage FROM flights').fetchall():
-      if owner != self.owner and not _alive(owner):
+      if not self._holds(key, owner):
         db.execute('DELETE FROM flights WHERE key=?', (key,))
         self._lose(db, core, stage, KILLED, None)
+
+  def _holds(self, key: str, owner: str) -> bool:
+    """Whether a call is in flight still, and not left over by a process that
+    died or by a reply of ours that could not be written."""
+    return key in self._mine if owner == self.owner else _alive(owner)
 
   def _lose(self, db, core, stage, reason, usd) -> None:
     db.execute('INSERT INTO failed VALUES (?,?,?,?,?)',

@@ -90,9 +90,10 @@ class OpenAICore:
         yield response
     except (aiohttp.ClientConnectorError, aiohttp.InvalidURL) as e:
       raise base.UnreachableError(f'cannot connect to {self._url}') from e
-    except aiohttp.ClientError as e:
+    except (aiohttp.ClientError, aiohttp.http.HttpProcessingError,
+            ValueError) as e:  # the last two: a line that never ends
       raise base.RetryableError(
-          f'{self.name}: {type(e).__name__}: {e}') from e
+          f'{self.name}: {type(e).__name__}: {str(e)[:200]}') from e
 
   @contextlib.contextmanager
   def _unreadable(self, body: str):
@@ -140,7 +141,10 @@ class OpenAICore:
   def _piece(self, event: dict) -> str:
     """The text that an event of a stream brings."""
     choices = event.get('choices') or [{}]
-    return (choices[0].get('delta') or {}).get('content') or ''
+    piece = (choices[0].get('delta') or {}).get('content') or ''
+    if not isinstance(piece, str):
+      raise TypeError('content is no text')
+    return piece
 
   def _whole(self, events: list[dict]) -> dict:
     """What `_read` would have got without streaming."""

@@ -13,6 +13,8 @@ import pathlib
 
 from exectune_jax.cores.ledger import Ledger
 
+PAID_TWICE = 'paid twice: another machine had the same reply'
+
 ROWS = 2000  # of one segment, at most
 _NOTE = """
 CREATE TRIGGER IF NOT EXISTS note_{table} AFTER INSERT ON {table} BEGIN
@@ -35,11 +37,17 @@ class Segments:
     with self.ledger.transaction() as db:
       noting = db.execute("SELECT 1 FROM sqlite_master WHERE type='trigger' "
                           "AND name='note_calls'").fetchone()
+      if not noting:  # rows from before there was a bucket
+        self._all_again(db)
       for table, key in _KEYS.items():
-        if not noting:  # rows from before there was a bucket
-          db.execute('INSERT INTO outbox (source, key) SELECT ?, '
-                     f'{key.format("")} FROM {table}', (table,))
         db.execute(_NOTE.format(table=table, key=key.format('NEW.')))
+
+  def _all_again(self, db) -> None:
+    """Puts every row into the outbox."""
+    db.execute('DELETE FROM outbox')
+    for table, key in _KEYS.items():
+      db.execute('INSERT INTO outbox (source, key) SELECT ?, '
+                 f'{key.format("")} FROM {table}', (table,))
 
   def ship(self) -> int:
     """Writes what is new; returns how many rows."""
@@ -66,16 +74,27 @@ class Segments:
 
   def restore(self) -> int:
     """Takes in segments that this ledger has not seen; returns new rows."""
+    self._check_shipped()
     folders = [self.folder]
     if self.shared:
-      self.folder.parent.mkdir(parents=True, exist_ok=True)
-      folders = sorted(p for p in self.folder.parent.iterdir() if p.is_dir())
-    return sum(self._restore(f) for f in folders if f.exists())
+      folders = [p for p in listing(self.folder.parent) if p.is_dir()]
+    return sum(self._restore(f) for f in folders)
+
+  def _check_shipped(self) -> None:
+    """Segments of ours that are not there, in a new bucket or an emptied
+    one, are shipped again."""
+    noted = {r['name'] for r in self.ledger.rows('SELECT name FROM segments')
+             if r['name'].startswith(f'{self.folder.name}/')}
+    there = {f'{self.folder.name}/{p.name}' for p in listing(self.folder)}
+    if noted - there:
+      with self.ledger.transaction() as db:
+        db.execute('DELETE FROM segments')
+        self._all_again(db)
 
   def _restore(self, folder) -> int:
     seen = {r['name'] for r in self.ledger.rows('SELECT name FROM segments')}
     added = 0
-    for path in sorted(folder.iterdir()):
+    for path in listing(folder):
       name = f'{folder.name}/{path.name}'
       if name in seen or path.suffix != '.jsonl':
         continue
@@ -93,10 +112,25 @@ class Segments:
     self.ledger.close()
 
 
+def listing(folder) -> list:
+  """What is in a folder of a bucket, sorted; an empty one is not there."""
+  try:
+    return sorted(folder.iterdir())
+  except (FileNotFoundError, NotADirectoryError):
+    return []
+
+
 def _insert(db, table: str, row: dict) -> int:
   """Adds a row and its dollars unless it is there; 1 if it was not."""
   if table not in _KEYS:
     raise ValueError(f'a segment with rows of {table!r}')
+  if table == 'calls':
+    held = db.execute('SELECT created FROM calls WHERE key=?',
+                      (row['key'],)).fetchone()
+    if held and held[0] != row['created']:  # two machines at the same time
+      return _insert(db, 'failed', {
+          'created': row['created'], 'core': row['core'],
+          'stage': row['stage'], 'reason': PAID_TWICE, 'usd': row['usd']})
   if table == 'failed' and db.execute(
       'SELECT 1 FROM failed WHERE created=? AND stage=? AND reason=?',
       (row['created'], row['stage'], row['reason'])).fetchone():

@@ -70,8 +70,11 @@ class CoreService:
                host: int = 0, hosts: int = 1):
     self.config = config
     self.stage = ledger_lib.stage_of(config, stage)
-    self.ledger = Ledger(ledger_lib.path_of(config, workdir, host),
-                         config.budget_usd / hosts)
+    self.ledger = Ledger(ledger_lib.path_of(config, workdir, host))
+    # What a shared ledger holds has been spent by all; the rest is divided.
+    spent = self.ledger.spent_usd if '://' in config.ledger else 0.0
+    self.ledger.budget_usd = config.budget_usd and max(
+        spent + (config.budget_usd - spent) / hosts, 1e-12)
     self._clients: dict[str, CoreClient] = {}
     self._graders: dict[str, Graders] = {}
     self._limits: dict[str, Concurrency] = {}  # one for each provider

@@ -15,6 +15,7 @@ from absl import logging
 
 from exectune_jax import bucket
 from exectune_jax.errors import UserError
+from exectune_jax.learning import hosts
 from exectune_jax.learning.steps import TrainState
 
 
@@ -37,7 +38,7 @@ class Checkpoints:
     step = int(jax.device_get(state.step))
     if self.latest() == step:
       return
-    bucket.flush()  # a checkpoint never runs ahead of what it builds on
+    hosts.ship()  # a checkpoint never runs ahead of what it builds on
     save = ocp.args.StandardSave
     with jax.transfer_guard('allow'):  # orbax copies to the host by itself
       self._manager.save(step, args=ocp.args.Composite(

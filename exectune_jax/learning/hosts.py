@@ -59,11 +59,22 @@ def first() -> bool:
 
 def barrier(name: str) -> None:
   """Waits for all processes; each then sees what the others have written."""
-  bucket.flush()
+  ship()
   if count() > 1:
     with jax.transfer_guard('allow'):
       multihost_utils.sync_global_devices(name)
   bucket.refresh()
+
+
+def ship() -> None:
+  """`bucket.flush`, after which all processes go on or none does."""
+  error = None
+  try:
+    bucket.flush()
+  except UserError as e:
+    error = e
+  if agree(error is not None):
+    raise error or UserError('another process cannot write to the bucket')
 
 
 def gather(values) -> np.ndarray:

@@ -82,7 +82,7 @@ class Sampler:
       raise ValueError(f'temperature={temperature}: 0 or more')
     if not prompts:
       return
-    grid = self.grid(variables, slots or len(prompts), group_size,
+    grid = self.grid(self.prepare(variables), slots or len(prompts), group_size,
                      max(map(len, prompts)), seed=seed,
                      temperature=temperature, top_k=top_k, top_p=top_p)
     # Short ones first: neighbours have one width and are prefilled together.
@@ -98,10 +98,11 @@ class Sampler:
     """A grid without prompts, for prompts that come while it runs.
 
     Args:
+      variables: as `prepare` makes them.
       longest: tokens of the longest prompt; the others as for `sample`.
     """
     multiple = sharding.row_multiple(self.mesh)
-    return Grid(self, self.prepare(variables), -(-slots // multiple) * multiple,
+    return Grid(self, variables, -(-slots // multiple) * multiple,
                 group_size, padded(longest), seed, temperature=temperature,
                 top_k=top_k, top_p=top_p)
 

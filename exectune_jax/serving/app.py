@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
+import ipaddress
 import math
+import sys
+import traceback
+import urllib.parse
 
 import prometheus_client as prom
 from starlette.applications import Starlette
@@ -13,6 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from exectune_jax.cores.base import RequestError
 from exectune_jax.errors import BudgetExhausted, Lost, UserError
 from exectune_jax.serving import wire
 from exectune_jax.serving.guided import Answer, GuidedCore
@@ -49,8 +54,9 @@ class Meters:
   def count(self, answer: Answer) -> None:
     self.answers.labels(answer.plan.alone).inc()
     self.cached.inc(answer.cached)
-    self.tokens.labels('core_input').inc(answer.reply.input_tokens)
-    self.tokens.labels('core_output').inc(answer.reply.output_tokens)
+    if not answer.cached:
+      self.tokens.labels('core_input').inc(answer.reply.input_tokens)
+      self.tokens.labels('core_output').inc(answer.reply.output_tokens)
     self.tokens.labels('guide').inc(answer.plan.tokens)
     self.seconds.observe(answer.seconds)
     if answer.plan.alone != 'asked for':
@@ -68,7 +74,8 @@ class Endpoint:
 
   def __init__(self, guided: GuidedCore, options, token: str = ''):
     self.guided, self.options, self.token = guided, options, token
-    self.core = guided.client.core.name
+    # Without the address: that is nobody's business.
+    self.core = guided.client.core.name.partition('@')[0]
     self.meters = Meters(guided.client.ledger)
     self.running = 0
 
@@ -79,7 +86,8 @@ class Endpoint:
         route('/v1/chat/completions', self.chat, 'POST'),
         route('/v1/models', self.models), route('/metrics', self.metrics),
         route('/healthz', self.health)], exception_handlers={
-            ApiError: self._refused, 404: _plain, 405: _plain})
+            ApiError: self._refused, 404: _plain, 405: _plain,
+            Exception: self._failed})
 
   async def health(self, _) -> Response:
     return JSONResponse({'status': 'ok', 'running': self.running})
@@ -105,7 +113,7 @@ class Endpoint:
       stack.enter_context(self._one())
       ask = wire.read(await self._body(request), GUIDED, self.core)
       if not ask.stream:
-        answer = await self._checked(self.guided.answer(ask))
+        answer = await self._unless_gone(request, self.guided.answer(ask))
         self.meters.count(answer)
         return JSONResponse(wire.Reply(ask.model).whole(
             answer.reply, answer.extension(self.core)))
@@ -130,9 +138,7 @@ class Endpoint:
           yield reply.piece(piece)
         answer = work.result()
         self.meters.count(answer)
-        text = answer.reply.text
-        if text.startswith(sent) and text != sent:
-          yield reply.piece(text[len(sent):])
+        yield reply.rest(answer.reply, sent)
         yield reply.last(answer.reply, answer.extension(self.core),
                          ask.include_usage)
       except ApiError as e:
@@ -141,16 +147,37 @@ class Endpoint:
       finally:
         work.cancel()
 
+  async def _unless_gone(self, request: Request, answering) -> Answer:
+    """The answer; a client that leaves ends the work on it."""
+    work = asyncio.create_task(self._checked(answering))
+    gone = asyncio.create_task(request.receive())  # nothing else comes now
+    try:
+      await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+      if not work.done():
+        raise ApiError(499, 'the client left')
+      return work.result()
+    finally:
+      work.cancel()
+      gone.cancel()
+
   async def _checked(self, answering) -> Answer:
-    """The answer, or what the client is told instead."""
+    """The answer, or what the client is told instead: no addresses, paths or
+    words of the core's, which our log has."""
     try:
       return await answering
     except BudgetExhausted as e:
       raise ApiError(429, 'the budget of this server is spent',
                      'insufficient_quota', kind='insufficient_quota') from e
     except (Lost, UserError) as e:
-      raise ApiError(502, f'the core does not answer: {e}', 'core_failed',
+      print(f'error: {e}', file=sys.stderr, flush=True)
+      if isinstance(e.__cause__, RequestError):
+        raise ApiError(400, 'the core rejects this request', 'core_refused'
+                       ) from e
+      raise ApiError(502, 'the core does not answer', 'core_failed',
                      kind='server_error') from e
+    except Exception as e:  # noqa: BLE001 the client gets JSON, we the trace
+      traceback.print_exc()
+      raise ApiError(500, 'internal error', kind='server_error') from e
 
   @contextlib.contextmanager
   def _one(self):
@@ -181,16 +208,39 @@ class Endpoint:
     return body
 
   def _authorise(self, request: Request) -> None:
-    given = request.headers.get('authorization', '').encode()
-    if self.token and not hmac.compare_digest(
-        given, f'Bearer {self.token}'.encode()):
+    if not self.token:
+      _only_from_here(request)
+      return
+    given = request.headers.get('authorization', '').encode('latin-1')
+    if not hmac.compare_digest(given, f'Bearer {self.token}'.encode()):
       raise ApiError(401, 'a bearer token is required', 'invalid_api_key',
                      kind='authentication_error',
                      headers={'WWW-Authenticate': 'Bearer'})
 
+  async def _failed(self, request: Request, _) -> Response:
+    return await self._refused(request, ApiError(
+        500, 'internal error', kind='server_error'))
+
   async def _refused(self, _, error: ApiError) -> Response:
     self.meters.errors.labels(str(error.status)).inc()
     return JSONResponse(error.body, error.status, error.headers)
+
+
+def _only_from_here(request: Request) -> None:
+  """Without a token a web page must not spend what its visitor pays for."""
+  named = [request.url.hostname]
+  if 'origin' in request.headers:
+    named.append(urllib.parse.urlsplit(request.headers['origin']).hostname)
+  if not all(name and is_loopback(name) for name in named):
+    raise ApiError(403, f'{named[-1]}: without a token, only this machine may '
+                   'ask')
+
+
+def is_loopback(host: str) -> bool:
+  try:
+    return ipaddress.ip_address(host).is_loopback
+  except ValueError:
+    return host == 'localhost'
 
 
 async def _plain(request: Request, error) -> Response:

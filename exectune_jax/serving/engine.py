@@ -13,6 +13,7 @@ import functools
 import itertools
 import queue
 import sys
+import time
 from collections.abc import Callable
 
 from exectune_jax.episode import Problem, Strategy
@@ -44,8 +45,8 @@ class Engine:
   def __init__(self, guide: Guide, sampler, variables, slots: int):
     self.guide, self.slots = guide, slots
     self._new_grid = functools.partial(
-        sampler.grid, variables, slots, 1, guide.max_prompt_tokens, seed=0,
-        temperature=0.0)
+        sampler.grid, sampler.prepare(variables), slots, 1,
+        guide.max_prompt_tokens, seed=0, temperature=0.0)
     self._width = padded(guide.max_prompt_tokens)
     self._inbox: queue.SimpleQueue[_Ticket] = queue.SimpleQueue()
     self._open: dict[int, _Ticket] = {}
@@ -92,18 +93,20 @@ class Engine:
   def run(self, going: Callable[[], bool]) -> None:
     """Decodes until `going` says no; main thread."""
     while going():
-      self._admit()
-      if not self._grid.busy:
-        continue
       try:
-        samples = self._grid.step()
+        if self._grid is None:
+          self._grid = self._new_grid()
+        self._admit()
+        if self._grid.busy:
+          self._step()
       except Exception as e:  # noqa: BLE001 whatever an accelerator can do
         self._fail(e)
-        continue
-      for sample in samples:
-        ticket = self._open.pop(sample.row)
-        _settle(ticket.future, self.guide.read(
-            sample.tokens, sample.logprobs, sample.complete))
+
+  def _step(self) -> None:
+    for sample in self._grid.step():
+      strategy = self.guide.read(sample.tokens, sample.logprobs,
+                                 sample.complete)
+      _settle(self._open.pop(sample.row).future, strategy)
 
   def _admit(self) -> None:
     """Takes what has arrived; waits for it if there is nothing else to do."""
@@ -123,14 +126,22 @@ class Engine:
       pass
 
   def _fail(self, error: Exception) -> None:
-    """Gives everybody up, says so, and begins with an empty grid."""
+    """Gives everybody up and says so; `run` then begins with an empty grid.
+
+    The old one goes first: a device may not hold two.
+    """
+    self._grid = None
     print(f'error: the guide failed: {type(error).__name__}: '
           f'{str(error)[:300]}; the core answers alone', file=sys.stderr,
           flush=True)
+    while not self._inbox.empty():  # they would wait for nothing
+      ticket = self._inbox.get_nowait()
+      self._open[ticket.number] = ticket
     for ticket in self._open.values():
-      _settle(ticket.future, GuideError('guide failed'))
+      if ticket.future:
+        _settle(ticket.future, GuideError('guide failed'))
     self._open.clear()
-    self._grid = self._new_grid()
+    time.sleep(0.1)  # what fails at once must not fail all the time
 
 
 def _settle(future: asyncio.Future, result) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import secrets
 import time
+import traceback
 from collections.abc import Callable
 
 from exectune_jax.cores.base import CoreReply, CoreRequest
@@ -31,7 +32,10 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-  """A core's reply, and how it came about. cached: it was in the ledger."""
+  """A core's reply, and how it came about.
+
+  cached: it was in the ledger, or somebody else's request paid for it.
+  """
   reply: CoreReply
   plan: Plan
   cached: bool
@@ -77,11 +81,9 @@ class GuidedCore:
     problem = Problem('served', ask.messages[-1][1], '')
     plan = await self._plan(problem, ask.guided)
     request = self._request(ask, problem, plan.strategy)
-    cached = self.client.ledger.get(request.key(self.client.core.name))
-    reply = cached or await self.client.call(request, on_text)
-    usd = (0.0 if cached else reply.usd) + plan.tokens * self.guide_price
-    return Answer(reply, plan, cached is not None, time.monotonic() - began,
-                  usd)
+    reply, paid = await self.client.ask(request, on_text)
+    usd = reply.usd * paid + plan.tokens * self.guide_price
+    return Answer(reply, plan, not paid, time.monotonic() - began, usd)
 
   async def _plan(self, problem: Problem, wanted: bool) -> Plan:
     if not wanted:
@@ -94,6 +96,9 @@ class GuidedCore:
       return Plan(alone='late', seconds=time.monotonic() - began)
     except GuideError as e:
       return Plan(alone=str(e), seconds=time.monotonic() - began)
+    except Exception:  # noqa: BLE001 a guide that fails is done without
+      traceback.print_exc()
+      return Plan(alone='guide failed', seconds=time.monotonic() - began)
     tokens = (len(self.engine.guide.prompt(problem)) + len(strategy.tokens))
     return Plan(strategy.body, '' if strategy.body else 'malformed', tokens,
                 time.monotonic() - began)

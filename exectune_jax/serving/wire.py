@@ -111,11 +111,13 @@ def _messages(data: dict) -> tuple[tuple[str, str], ...]:
   found = []
   for i, message in enumerate(given):
     where = f'messages[{i}]'
-    if not isinstance(message, dict) or message.get('role') not in ROLES:
+    role = message.get('role') if isinstance(message, dict) else None
+    if not isinstance(role, str) or role not in ROLES:
       raise ApiError(400, f'{where}.role: choose from {", ".join(ROLES)}',
                      param=where)
-    found.append((ROLES[message['role']], _text(message.get('content'),
-                                                where)))
+    text = _text(message.get('content'), where)
+    _check_unicode(text, where)
+    found.append((ROLES[role], text))
   if found[-1][0] != 'user' or not found[-1][1].strip():
     raise ApiError(400, 'messages: the last one must be a text of the user',
                    param='messages')
@@ -131,6 +133,14 @@ def _text(content, where: str) -> str:
     raise ApiError(400, f'{where}.content: only text is supported',
                    param=where)
   return '\n'.join(p['text'] for p in parts)
+
+
+def _check_unicode(text: str, where: str) -> None:
+  """JSON can hold halves of characters, which nothing else can."""
+  try:
+    text.encode()
+  except UnicodeEncodeError as e:
+    raise ApiError(400, f'{where}: not valid Unicode', param=where) from e
 
 
 def _number(data: dict, field: str, low: float, high: float):
@@ -160,6 +170,7 @@ def _stop(data: dict) -> tuple[str, ...] | None:
   if not isinstance(found, list | tuple) or len(found) > 4 or not all(
       isinstance(s, str) and s for s in found):
     raise ApiError(400, 'stop: one to four texts', param='stop')
+  _check_unicode(''.join(found), 'stop')
   return tuple(found)
 
 
@@ -184,6 +195,13 @@ class Reply:
 
   def piece(self, text: str) -> bytes:
     return self._chunk({'content': text})
+
+  def rest(self, reply: CoreReply, sent: str) -> bytes:
+    """What has not been sent yet: all of it if the core cannot stream."""
+    if reply.finish == 'refused' and not sent:
+      return self._chunk({'refusal': reply.text})
+    more = reply.text.removeprefix(sent)
+    return self.piece(more) if reply.text.startswith(sent) and more else b''
 
   def last(self, reply: CoreReply, extension: dict,
            include_usage: bool) -> bytes:

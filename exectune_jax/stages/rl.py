@@ -18,6 +18,7 @@ import json
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from exectune_jax import interrupt, progress
@@ -156,8 +157,11 @@ def run(config, workdir):
           save()
         _check_losses(losses, report, groups, rl)
         interrupt.check(hosts.agree(interrupt.requested()))
-    except (Stopped, UserError):  # raised where state and groups agree
-      save()
+    except (Stopped, UserError) as e:  # where state and groups agree
+      # All processes are stopped together; an error is one process's own,
+      # and saving takes all.
+      if isinstance(e, Stopped) or hosts.count() == 1:
+        save()
       raise
     else:
       save()
@@ -172,7 +176,9 @@ class Reference:
   """Log-probs of the guide that RL started from, for the KL term."""
 
   def __init__(self, learner, rl):
-    self.variables = learner.weights(rl.init, 'rl.init')
+    # A copy: the update takes over the buffers of what training begins from.
+    self.variables = jax.tree.map(jnp.copy, learner.weights(rl.init,
+                                                            'rl.init'))
     self.score = jax.jit(
         steps.reference_logprobs(learner.guide.model, rl.temperature),
         out_shardings=sharding.rows(learner.mesh))

@@ -10,8 +10,8 @@ Ctrl-C, once the requests that are being answered have their answers.
 
 from __future__ import annotations
 
-import ipaddress
 import os
+import re
 import socket
 
 from exectune_jax import interrupt, progress
@@ -29,7 +29,7 @@ def run(config, workdir):
   try:
     import uvicorn
 
-    from exectune_jax.serving.app import Endpoint
+    from exectune_jax.serving.app import Endpoint, is_loopback
   except ImportError as e:
     raise UserError(f"stages='serve': needs the package {e.name}: pip install "
                     "'exectune_jax[serve]'") from e
@@ -39,7 +39,9 @@ def run(config, workdir):
   token = os.environ.get(TOKEN, '')
   if hosts.count() > 1:
     raise UserError(f'mesh.hosts={config.mesh.hosts}: one host serves')
-  if not token and not _loopback(s.host):
+  if not re.fullmatch('[!-~]*', token):
+    raise UserError(f'{TOKEN}: visible ASCII characters only, without spaces')
+  if not token and not is_loopback(s.host):
     raise UserError(f"serve.host='{s.host}': set {TOKEN} in the environment "
                     'to serve others than this machine')
   listener = _listen(s)
@@ -68,13 +70,6 @@ def run(config, workdir):
     progress.console.print(
         f'drained; ${cores.ledger.spent_usd:.4f} spent by the ledger')
   interrupt.obeyed()
-
-
-def _loopback(host: str) -> bool:
-  try:
-    return ipaddress.ip_address(host).is_loopback
-  except ValueError:
-    return host == 'localhost'
 
 
 def _listen(options) -> socket.socket:
