@@ -22,7 +22,7 @@ import time
 import fsspec
 from etils import epath
 
-from exectune_jax.cores.segments import Segments, listing
+from exectune_jax.cores.segments import Segments, listing, put
 from exectune_jax.errors import UserError
 
 SHIP_S = 2.0  # between two looks at what has changed
@@ -175,7 +175,7 @@ class _Mirror:
           continue
         target = self.remote / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        _upload(path, target)
+        put(target, path.read_bytes())
         if _version(path) == version:
           # What is appended in this very moment still changes the size.
           version = _remote_version(target.stat())[0], version[1]
@@ -242,13 +242,3 @@ def _version(path: pathlib.Path) -> tuple[int, int]:
 
 def _remote_version(stat) -> tuple[int, int]:
   return int(stat.mtime * 1e9), stat.length
-
-
-def _upload(path: pathlib.Path, target) -> None:
-  """An object of a bucket is whole or not there; so is a file."""
-  if '://' in str(target):
-    target.write_bytes(path.read_bytes())
-    return
-  partial = target.with_name(f'{target.name}.partial')
-  partial.write_bytes(path.read_bytes())
-  os.replace(partial, target)

@@ -62,9 +62,7 @@ class Segments:
         lines += [json.dumps([row['source'], dict(r)]) for r in found]
       name = f'{last:012d}.{self.ledger.owner}.jsonl'
       self.folder.mkdir(parents=True, exist_ok=True)
-      partial = self.folder / f'{name}.partial'
-      partial.write_text('\n'.join(lines) + '\n')
-      partial.replace(self.folder / name)
+      put(self.folder / name, ('\n'.join(lines) + '\n').encode())
       with self.ledger.transaction() as db:
         db.execute('DELETE FROM outbox WHERE seq<=?', (last,))
         db.execute('INSERT INTO segments VALUES (?)',
@@ -118,6 +116,17 @@ def listing(folder) -> list:
     return sorted(folder.iterdir())
   except (FileNotFoundError, NotADirectoryError):
     return []
+
+
+def put(target, data: bytes) -> None:
+  """Writes an epath.Path whole or not at all, as objects of a bucket are; a
+  file needs a name to wait under."""
+  if '://' in str(target):
+    target.write_bytes(data)
+    return
+  partial = target.with_name(f'{target.name}.partial')
+  partial.write_bytes(data)
+  partial.replace(target)
 
 
 def _insert(db, table: str, row: dict) -> int:
