@@ -102,7 +102,8 @@ class Sky(_Remote):
                for part in ('--secret', key))]]
 
   def left(self):
-    return 'the jobs go on: sky jobs queue, sky jobs cancel'
+    return ('the jobs go on: sky jobs queue shows them; cancel them before the '
+            'same command, or two will write to one workdir')
 
 
 RUNNERS = {'local': Local, 'tpu_vm': TpuVm, 'sky': Sky}

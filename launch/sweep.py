@@ -129,7 +129,7 @@ class Sweep:
     log = self.workdir / f'machine{slot}.txt'
     if await self._all(self.runner.prepare(slot), log):
       console.print(f'place {slot}: {_last_line(log)}')
-      return
+      waiting = []  # and give back what there is of it
     while waiting and not self._stopped.is_set():
       name = waiting.pop(0)
       self.states[name] = 'running'

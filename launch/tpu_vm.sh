@@ -55,13 +55,15 @@ tpus() {  # gcloud compute tpus ...
 on() { tpus tpu-vm ssh "$NAME" --worker "$1" --command "$2"; }  # WORKER COMMAND
 state() { tpus queued-resources describe "$NAME" --format 'value(state.state)'; }
 
-create() {
-  tpus queued-resources create "$NAME" --node-id "$NAME" \
+create() {  # takes up a machine of this name that is there
+  local now=''
+  [[ $DRY ]] || now=$(state 2>/dev/null) || now=''
+  if [[ $now =~ FAILED|SUSPEND ]]; then delete; now=''; fi
+  [[ $now ]] || tpus queued-resources create "$NAME" --node-id "$NAME" \
     --accelerator-type "$TYPE" --runtime-version "$RUNTIME" ${SPOT:+--spot}
   [[ $DRY ]] && { state; return; }
   mkdir -p "$STATE"
   declare -p TYPE ZONE SPOT PROJECT RUNTIME >"$STATE/$NAME"
-  local now
   while now=$(state) && [[ $now != ACTIVE ]]; do
     [[ ! $now =~ FAILED|SUSPEND ]] || die "$NAME: $now; delete it, try elsewhere"
     echo "$NAME: $now"
@@ -73,7 +75,7 @@ create() {
 setup() {
   FILES=$(mktemp -d)
   trap 'rm -rf "$FILES"' EXIT
-  git archive --format tar.gz -o "$FILES/exectune.tar.gz" HEAD
+  git archive --format tar.gz -o "$FILES/exectune.tar.gz" "${COMMIT:-HEAD}"
   (umask 077; for key in "${KEYS[@]}"; do
     [[ -z ${!key:-} ]] || printf 'export %s=%q\n' "$key" "${!key}"
   done >"$FILES/exectune.keys")
@@ -83,43 +85,48 @@ setup() {
 exectune/launch/worker.sh setup'
 }
 
-start() { on all "exectune/launch/worker.sh start$(printf ' %q' "$@")"; }
+worker() { on all "exectune/launch/worker.sh$(printf ' %q' "$@")"; }
 # One line for each worker; a new machine has none of our files.
-states() { on all 'exectune/launch/worker.sh state 2>/dev/null || echo idle'; }
+states() { on all "exectune/launch/worker.sh state$(
+  [[ $# == 0 ]] || printf ' %q' "$@") 2>/dev/null || echo bare"; }
 
 run() {
   [[ " $* " == *--config* && " $* " == *--workdir* ]] ||
     die 'run NAME -- --config FILE --workdir gs://BUCKET/DIR'
-  [[ -z $DRY ]] || { start "$@"; states; return; }
-  start "$@" || true  # the machine may be gone: the loop finds out
-  local lost=0 seen same=(--type "$TYPE" --zone "$ZONE" --runtime "$RUNTIME"
-    ${SPOT:+--spot} ${PROJECT:+--project "$PROJECT"})
+  [[ -z $DRY ]] || { worker start "$@"; states "$@"; return; }
+  worker start "$@" || true  # the machine may be gone: the loop finds out
+  export COMMIT=${COMMIT:-$(git rev-parse HEAD)}  # of every machine of this run
+  local begun=0 now seen same=(--type "$TYPE" --zone "$ZONE" --runtime
+    "$RUNTIME" ${SPOT:+--spot} ${PROJECT:+--project "$PROJECT"})
   while true; do
-    if seen=$(states 2>/dev/null) && [[ $seen ]]; then
+    if seen=$(states "$@" 2>/dev/null) && [[ $seen ]]; then
+      grep -qv '^done$' <<<"$seen" || { echo "$NAME: done"; return; }
       if [[ $seen == *failed* ]]; then
         sleep "$POLL_S"  # or is that how a preemption begins?
         [[ $(state 2>/dev/null) == ACTIVE ]] || continue
-        stop || true  # the others would wait for it for ever
         echo "error: $NAME: ${seen//$'\n'/, }; the same command goes on" >&2
+        worker stop || true  # the others would wait for it for ever
         on all 'tail -n 5 exectune/log' || true
         exit 1
+      elif [[ $seen == *bare* || $seen == *idle* ]]; then  # new, or rebooted
+        ((++begun <= RETRIES)) || die "$NAME: does not start; see its log"
+        [[ $seen != *bare* ]] || launch/tpu_vm.sh setup "$NAME" "${same[@]}" ||
+          echo "$NAME: not set up yet"
+        worker start "$@" || echo "$NAME: not started yet"
       fi
-      grep -qv '^done$' <<<"$seen" || { echo "$NAME: done"; return; }
-      [[ $seen != *idle* ]] || start "$@" || true  # after a reboot
-    elif [[ $(state 2>/dev/null) =~ SUSPEND|FAILED|^$ ]]; then
-      ((++lost <= RETRIES)) || die "$NAME: lost more than $RETRIES times"
-      echo "$NAME: preempted; beginning again ($lost)"
+    elif now=$(state 2>&1) || true; [[ $now =~ SUSPEND|^FAILED|NOT_FOUND ]]; then
+      ((++begun <= RETRIES)) || die "$NAME: lost more than $RETRIES times"
+      echo "$NAME: preempted; beginning again ($begun)"
       delete >/dev/null 2>&1 || true
-      (launch/tpu_vm.sh create "$NAME" "${same[@]}" &&
-        launch/tpu_vm.sh setup "$NAME" && start "$@") || echo "$NAME: not yet"
-    fi
+      launch/tpu_vm.sh create "$NAME" "${same[@]}" || echo "$NAME: not yet"
+    fi  # else gcloud cannot be reached: look again
     sleep "$POLL_S"
   done
 }
 
 status() { state; states; }
 logs() { on 0 'tail -n 50 -f exectune/log'; }
-stop() { on all 'exectune/launch/worker.sh stop'; }  # it saves first
+stop() { worker stop; }  # it saves first
 delete() { tpus queued-resources delete "$NAME" --force --quiet; }
 
 "$ACTION" "$@"

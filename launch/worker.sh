@@ -1,40 +1,60 @@
 #!/usr/bin/env bash
 # What launch/tpu_vm.sh does on each worker, in the directory of the code:
 #   setup      Python 3.11 and the packages
-#   start ...  the run in the background, unless it is there; log in ./log
-#   state      done, 'failed CODE', running or idle
-#   stop       asks the run to save and end
+#   start ...  main with these flags in the background; log in ./log. Leaves a
+#              run with the same flags alone, ends one with others first.
+#   state ...  of the run with these flags, or with any: done, 'failed CODE',
+#              running, idle, or bare before setup
+#   stop       lets the run save and end, and kills it if it does not
 set -euo pipefail
 cd "$(dirname "$0")/.."
-KEYS=${KEYS:-$HOME/exectune.keys}
+KEYS=${KEYS:-$HOME/exectune.keys} STOP_S=${STOP_S:-120}
+BOOT=$(</proc/sys/kernel/random/boot_id)  # pids mean nothing after a reboot
 
-running() { kill -0 "$(cat pid 2>/dev/null)" 2>/dev/null; }
+running() { [[ $(cat boot 2>/dev/null) == "$BOOT" ]] &&
+  kill -0 "$(cat pid 2>/dev/null)" 2>/dev/null; }
+same() { [[ $# == 0 || $(printf '%s\0' "$@" | sha256sum) == \
+  $(cat flags 2>/dev/null) ]]; }
+stop() {
+  running || return 0
+  kill -TERM "$(<pid)"
+  for _ in $(seq $((STOP_S * 5))); do running || return 0; sleep 0.2; done
+  kill -KILL "$(<pid)"
+}
 
-case ${1:-} in
+action=${1:-}
+shift || true
+case $action in
   setup)
     chmod 600 "$KEYS"
     python3 -m pip install -q --user uv
     python3 -m uv venv -q --allow-existing --python 3.11 .venv
     python3 -m uv pip install -q --python .venv/bin/python -e '.[tpu]' \
-      -c constraints.txt ;;
+      -c constraints.txt
+    touch ready ;;
   start)
-    running && exit
+    running && same "$@" && exit
+    stop
     rm -f pid code
-    setsid nohup launch/worker.sh stay "${@:2}" >>log 2>&1 </dev/null &
+    printf '%s\0' "$@" | sha256sum >flags
+    echo "$BOOT" >boot
+    setsid nohup launch/worker.sh stay "$@" >>log 2>&1 </dev/null &
     until [[ -s pid ]] || ! kill -0 $! 2>/dev/null; do sleep 0.1; done ;;
   stay)  # beside the run, for its exit code
     # shellcheck source=/dev/null
     . "$KEYS"
-    .venv/bin/python -m exectune_jax.main "${@:2}" --config.mesh.hosts=0 &
+    .venv/bin/python -m exectune_jax.main "$@" --config.mesh.hosts=0 &
     echo $! >pid
     code=0
     wait $! || code=$?
     echo $code >code ;;
   state)
-    if running; then echo running
+    if [[ ! -f ready ]]; then echo bare
+    elif ! same "$@"; then echo idle
+    elif running; then echo running
     elif [[ ! -f code ]]; then echo idle
     elif [[ $(<code) == 0 ]]; then echo 'done'
     else echo "failed $(<code)"; fi ;;
-  stop) ! running || kill -TERM "$(<pid)" ;;
-  *) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 2 ;;
+  stop) stop ;;
+  *) sed -n '2,8s/^# \{0,1\}//p' launch/worker.sh; exit 2 ;;
 esac

@@ -48,6 +48,8 @@ def take_away(s):
 
 
 def create(s):
+  if s['states']:
+    sys.exit('ERROR: (gcloud) ALREADY_EXISTS')
   outcome = s['create'].pop(0)
   if outcome != 'ok':
     save(s)
@@ -71,6 +73,8 @@ def describe(s):
 
 
 def delete(s):
+  if not s['states']:
+    sys.exit('ERROR: NOT_FOUND')
   take_away(s)
   s['states'] = []
   save(s)
@@ -109,8 +113,17 @@ def ssh(s):
   sys.exit(max(codes))
 
 
+def unreachable(s):
+  """Whether this call meets a network that is down."""
+  s['calls'] = s.get('calls', 0) + 1
+  save(s)
+  return s['calls'] in s.get('down', [])
+
+
 if __name__ == '__main__':
   with (FAKE / 'calls').open('a') as calls:
     calls.write(json.dumps(ARGS) + '\n')
+  if unreachable(load()):
+    sys.exit('ERROR: gcloud crashed (ConnectionError): no route to host')
   {'create': create, 'describe': describe, 'delete': delete, 'ssh': ssh,
    'scp': scp}[ARGS[3]](load())

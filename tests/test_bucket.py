@@ -215,7 +215,7 @@ def test_trouble_is_told_once_and_over_when_it_is_over(disk, tmp_path, capfd,
   remote.write_text('no directory any more')
   (local / 'config.json').write_text('{}')
   error = ''
-  while 'trying again\n' not in error:
+  while not error.endswith('trying again\n'):
     error += capfd.readouterr().err
   time.sleep(0.5)
   assert not capfd.readouterr().err
@@ -270,10 +270,9 @@ def test_a_real_client_of_google_cloud_storage(tmp_path, monkeypatch):
     bucket.detach()
 
 
-@pytest.mark.parametrize('url', ['gs://bucket-of-nobody/x', 'nothing://x'])
+@pytest.mark.parametrize('url', ['nothing://x', 'file:///proc/x'])
 def test_what_is_no_bucket_is_one_line(url, tmp_path, monkeypatch):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-  monkeypatch.setenv('NO_GCE_CHECK', 'true')  # no look for Google's network
   with pytest.raises(UserError, match='--workdir=.*exectune_jax'):
     bucket.attach(url, 0)
 
