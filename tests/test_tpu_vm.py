@@ -186,7 +186,7 @@ def test_the_same_command_watches_and_stop_lets_it_save(cloud):
 
 def test_a_network_that_is_down_for_a_moment_costs_no_machine(cloud):
   """Of the looks at the run, four fail, and so do those at the machine."""
-  ready(cloud, runs=[[[2, 0]]], down=[5, 6, 7, 8])
+  ready(cloud, runs=[[[2, 0]]], down=[7, 8, 9, 10])
   done = cloud(*RUN)
   assert done.stdout == 'demo: done\n', done.stdout
   assert len(calls(cloud, 'queued-resources', 'create')) == 1
