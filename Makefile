@@ -19,7 +19,8 @@ quickstart: venv
 	  --workdir runs/quickstart
 
 test: venv
-	$(BIN)/python -m pytest -m 'not full' -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m 'not full' -n 2 --dist loadfile \
+	  --no-loadscope-reorder --durations 15
 
 test-full: venv
 	$(BIN)/python -m pytest

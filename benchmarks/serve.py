@@ -111,12 +111,14 @@ def main():
   args = parser.parse_args()
   with tempfile.TemporaryDirectory() as folder:
     folder = pathlib.Path(folder)
+    checkpoint = _guide(folder / 'trained', args.steps)
     core, core_url = fake_core.start(args.latency_s)
-    endpoint, url = _start(folder / 'served', _guide(
-        folder / 'trained', args.steps), core_url, args.slots)
+    endpoint = None
     try:
+      endpoint, url = _start(folder / 'served', checkpoint, core_url,
+                             args.slots)
       ways = {'direct': (f'{core_url}/v1', 'm'), 'guided': (url, 'exectune'),
-              'alone': (url, f'openai:m@{core_url}/v1')}
+              'alone': (url, 'openai:m')}
       questions, rounds = _questions(), {}
       for clients in (args.clients, 1):
         for _ in range(args.rounds):
@@ -124,9 +126,10 @@ def main():
             rounds.setdefault((name, clients), []).append(asyncio.run(_load(
                 where, model, clients, args.seconds, questions)))
     finally:
-      endpoint.terminate()
       core.terminate()
-      endpoint.wait()
+      if endpoint:
+        endpoint.terminate()
+        endpoint.wait()
   found = {key: _median(r) for key, r in rounds.items()}
   many = args.clients
   print(json.dumps({

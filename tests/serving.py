@@ -4,12 +4,15 @@ import asyncio
 import concurrent.futures
 import contextlib
 import json
+import os
+import shutil
 import signal
 import socket
 import time
 import urllib.error
 import urllib.request
 
+import filelock
 import pytest
 
 from configs import quickstart
@@ -40,10 +43,19 @@ def make_config(**changes):
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
   """A workdir with a guide, and its greedy strategies of some problems."""
-  workdir = tmp_path_factory.mktemp('served')
+  # Trained once for all test processes of a run; each gets a copy.
+  base = tmp_path_factory.getbasetemp()
+  shared = (base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base
+            ) / 'trained'
   config = make_config()
-  collect.run(config, workdir)
-  sft.run(config, workdir)
+  with filelock.FileLock(f'{shared}.lock'):
+    if not (shared / 'done').exists():
+      shared.mkdir()
+      collect.run(config, shared)
+      sft.run(config, shared)
+      (shared / 'done').touch()
+  workdir = tmp_path_factory.mktemp('served') / 'w'
+  shutil.copytree(shared, workdir)
   learner = Learner(config, workdir, config.rl)
   problems = load_problems(make_task(config.task), 'test')
   strategies = {}

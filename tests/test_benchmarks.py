@@ -43,6 +43,7 @@ def test_sandbox():
   assert found['programs_per_s'] > 0 and found['x_plain_subprocess'] > 0
 
 
+@pytest.mark.full
 def test_serve():
   found = run('serve', '--rounds=1', '--seconds=1', '--latency_s=0.1',
               '--clients=4', '--slots=4', '--steps=60')

@@ -91,7 +91,7 @@ def test_two_processes_do_what_one_does(tmp_path):
 
 def test_a_slow_core_of_one_process_holds_up_but_does_not_block(tmp_path):
   """Its groups come late or past the deadline; all train on what there is."""
-  stages = ('--config.stages=collect,sft:base,rl', '--config.rl.init=base',
+  stages = ('--config.stages=collect,rl', '--config.rl.init=',
             '--config.rl.steps=3', '--config.rl.max_staleness=1',
             '--config.rl.deterministic=False', '--config.rl.replace=1',
             '--config.rl.deadline_s=4')
