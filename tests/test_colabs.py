@@ -10,7 +10,13 @@ import pytest
 COLABS = sorted((pathlib.Path(__file__).parents[1] / 'colabs').glob('*.ipynb'))
 
 
-@pytest.mark.parametrize('path', COLABS, ids=lambda p: p.stem)
+# The two that train for a minute or two are for make test-full.
+LONG = ('02_train_a_guide', '03_read_a_run')
+
+
+@pytest.mark.parametrize('path', [pytest.param(
+    p, id=p.stem, marks=[pytest.mark.full] * (p.stem in LONG))
+    for p in COLABS])
 def test_notebook_runs(path, tmp_path, monkeypatch):
   notebook = nbformat.read(path, 4)
   code = [c for c in notebook.cells if c.cell_type == 'code']
