@@ -11,7 +11,7 @@ venv: $(VENV)/.installed
 
 $(VENV)/.installed: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --no-compile -e '.[test,local]' -c constraints.txt
+	$(BIN)/python -m pip install -q -e '.[test,local]' -c constraints.txt
 	touch $@
 
 quickstart: venv

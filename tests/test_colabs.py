@@ -10,8 +10,8 @@ import pytest
 COLABS = sorted((pathlib.Path(__file__).parents[1] / 'colabs').glob('*.ipynb'))
 
 
-# The two that train for a minute or two are for make test-full.
-LONG = ('02_train_a_guide', '03_read_a_run')
+# Those that train are for make test-full.
+LONG = ('02_train_a_guide', '03_read_a_run', '04_your_task_and_core')
 
 
 @pytest.mark.parametrize('path', [pytest.param(
