@@ -56,7 +56,8 @@ def known_usd(ledger):
 
 @pytest.mark.parametrize('fault', FAULTS)
 def test_every_fault_by_itself(provider, fault, config, tmp_path):
-  config.core.update(attempts=1, timeout_s=0.5)
+  # Long enough for an SDK that builds its client in the first call.
+  config.core.update(attempts=1, timeout_s=3.0)
   with FakeProviders(str.upper, 1.0, (fault,)) as server:
     began = time.monotonic()
     (outcome,), ledger = ask(server, provider, tmp_path, config.core, ['q'])
