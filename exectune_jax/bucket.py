@@ -22,7 +22,8 @@ import time
 import fsspec
 from etils import epath
 
-from exectune_jax.cores.segments import Segments, listing, put
+from exectune_jax import files
+from exectune_jax.cores.segments import Segments
 from exectune_jax.errors import UserError
 
 SHIP_S = 2.0  # between two looks at what has changed
@@ -35,10 +36,6 @@ for _scheme in ('gs', 'gcs'):
   fsspec.config.conf.setdefault(_scheme, {})['use_listings_cache'] = False
 
 _mirror: _Mirror | None = None
-
-
-def is_url(workdir: str) -> bool:
-  return '://' in workdir
 
 
 def attach(url: str, host: int, ledger: str = '',
@@ -61,13 +58,13 @@ def attach(url: str, host: int, ledger: str = '',
   local = (base / 'exectune_jax/workdirs' / f'{name}-{digest}'
            / f'host{host}').resolve()
   try:
-    _set_aside(local, _path(url))
+    _set_aside(local, path_of(url))
     local.mkdir(parents=True, exist_ok=True)
     segments = Segments(
         local / ('ledger.sqlite' if not host else f'ledger.{host}.sqlite'),
-        (_path(ledger) if ledger else _path(url) / 'ledger')
+        (path_of(ledger) if ledger else path_of(url) / 'ledger')
         / (f'{run}.host{host}' if run else f'host{host}'), bool(ledger))
-    mirror = _Mirror(_path(url), local, segments)
+    mirror = _Mirror(path_of(url), local, segments)
     mirror.fetch()
   except UserError:
     raise
@@ -141,7 +138,7 @@ class _Mirror:
 
   def _fetch(self, remote, local) -> None:
     local.mkdir(exist_ok=True)
-    for item in listing(remote):
+    for item in files.listing(remote):
       if item.is_dir():
         checkpoint = item.name.split('.')[0].isdigit()
         if not checkpoint and item != self.remote / 'ledger':
@@ -154,17 +151,14 @@ class _Mirror:
     known by it."""
     there = item.stat()
     if not path.exists() or _version(path) != _remote_version(there):
-      partial = path.with_name(f'{path.name}.partial')
-      partial.write_bytes(item.read_bytes())
-      os.utime(partial, ns=(_remote_version(there)[0],) * 2)
-      os.replace(partial, path)
+      files.write_whole(path, item.read_bytes())
+      os.utime(path, ns=(_remote_version(there)[0],) * 2)
     self._known[self._name(path)] = _version(path)
 
   def ship(self, everything: bool = False) -> None:
     """Uploads core calls, then files that have changed."""
     with self._lock:
       self.segments.ship()
-      (self.local / _SHIPPED).touch()
       for path in sorted(self.local.rglob('*')):
         if not path.is_file() or _NOT_SHIPPED.search(path.name):
           continue
@@ -175,12 +169,13 @@ class _Mirror:
           continue
         target = self.remote / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        put(target, path.read_bytes())
+        files.write_whole(target, path.read_bytes())
         if _version(path) == version:
           # What is appended in this very moment still changes the size.
           version = _remote_version(target.stat())[0], version[1]
           os.utime(path, ns=(version[0],) * 2)
         self._known[name] = version
+      (self.local / _SHIPPED).touch()
 
   def flush(self) -> None:
     with self.trouble('written'):
@@ -223,14 +218,15 @@ class _Mirror:
 
 def _set_aside(local: pathlib.Path, remote: epath.Path) -> None:
   """Whoever emptied the bucket wants to begin anew."""
-  if (local / _SHIPPED).exists() and not listing(remote):
+  if (local / _SHIPPED).exists() and not files.listing(remote):
     aside = local.with_name(f'{local.name}.{int(time.time())}')
     local.rename(aside)
     print(f'{remote} is empty: beginning anew; the run that was there is in '
           f'{aside}', file=sys.stderr, flush=True)
 
 
-def _path(url: str) -> epath.Path:
+def path_of(url: str) -> epath.Path:
+  """A bucket's folder, or the directory that stands for one."""
   return epath.Path(url.removeprefix('file://'))
 
 

@@ -18,7 +18,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from exectune_jax import config as config_lib
-from exectune_jax import bucket, interrupt, progress
+from exectune_jax import bucket, files, interrupt, progress
 from exectune_jax.cores import estimate
 from exectune_jax.errors import Stopped, UsageError, UserError
 
@@ -65,19 +65,19 @@ def prepare(config, workdir: str | None) -> pathlib.Path:
                      'exectune_jax.main --config configs/quickstart.py '
                      '--workdir runs/quickstart')
   config_lib.validate(config)
-  if config.ledger and bucket.is_url(config.ledger) != bucket.is_url(workdir):
+  if config.ledger and files.is_url(config.ledger) != files.is_url(workdir):
     raise UserError(f"ledger='{config.ledger}': a run in a bucket shares its "
                     'ledger in a bucket, one in a directory shares a file')
   os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
   try:
-    if not bucket.is_url(workdir):  # an unusable one is known at once
+    if not files.is_url(workdir):  # an unusable one is known at once
       folder = pathlib.Path(workdir).expanduser()
       folder.mkdir(parents=True, exist_ok=True)
     import jax  # after the checks: it takes a second
 
     from exectune_jax.learning import hosts
     hosts.join(config.mesh.hosts)
-    if bucket.is_url(workdir):
+    if files.is_url(workdir):
       folder = bucket.attach(workdir, hosts.index(), config.ledger,
                              config.run)
     if hosts.first():

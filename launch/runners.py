@@ -10,6 +10,7 @@ import os
 import pathlib
 import sys
 
+from exectune_jax import files
 from exectune_jax.errors import UsageError, UserError
 
 KEYS = ('GEMINI_API_KEY', 'OPENAI_API_KEY', 'ANTHROPIC_API_KEY',
@@ -52,7 +53,7 @@ class _Remote(Local):
 
   def __init__(self, workdir, bucket='', machine=()):
     super().__init__(workdir, bucket.rstrip('/'), machine)
-    if '://' not in bucket:
+    if not files.is_url(bucket):
       raise UsageError(f"--bucket='{bucket}': this runner needs one, as "
                        'gs://NAME/DIR')
 
@@ -63,8 +64,7 @@ class TpuVm(_Remote):
   script = 'launch/tpu_vm.sh'
 
   def name(self, slot: int) -> str:
-    text = ''.join(c if c.isalnum() else '-' for c in self.workdir.name)
-    return f'sweep-{text.lower()}-{slot}'
+    return f'sweep-{_label(self.workdir.name)}-{slot}'
 
   def prepare(self, slot):
     return [[self.script, 'create', self.name(slot), *self.machine],
@@ -92,8 +92,7 @@ class Sky(_Remote):
       raise UserError('--runner=sky: values with spaces cannot be passed on; '
                       'set them in the config')
     rest.append(f'--config.ledger={self.bucket}/ledger')
-    job = ''.join(c if c.isalnum() else '-' for c in name.lower())[:40]
-    return [['sky', 'jobs', 'launch', '-y', '-n', job.strip('-'),
+    return [['sky', 'jobs', 'launch', '-y', '-n', _label(name)[:40].strip('-'),
              'launch/sky.yaml', *self.machine,
              '--env', f'CONFIG={config.removeprefix("--config=")}',
              '--env', f'WORKDIR={self.bucket}/{name}',
@@ -104,6 +103,11 @@ class Sky(_Remote):
   def left(self):
     return ('the jobs go on: sky jobs queue shows them; cancel them before the '
             'same command, or two will write to one workdir')
+
+
+def _label(text: str) -> str:
+  """What clouds take as a name."""
+  return ''.join(c if c.isalnum() else '-' for c in text.lower())
 
 
 RUNNERS = {'local': Local, 'tpu_vm': TpuVm, 'sky': Sky}

@@ -203,10 +203,10 @@ def _last_line(log: pathlib.Path) -> str:
   return next((x[:200] for x in reversed(lines) if x.strip()), 'no output')
 
 
-def collect(names, bucket: str, workdir: pathlib.Path) -> None:
+def collect(names, url: str, workdir: pathlib.Path) -> None:
   """Reports and calls of trials that ran elsewhere."""
-  from etils import epath
-  remote = epath.Path(bucket.removeprefix('file://'))
+  from exectune_jax import bucket
+  remote = bucket.path_of(url)
   for name in names:
     report = remote / name / 'report.json'
     if report.exists():

@@ -17,8 +17,40 @@ import subprocess
 import sys
 import time
 
-FAKE = pathlib.Path(os.environ['FAKE'])
+FAKE = pathlib.Path(os.environ.get('FAKE', ''))
 ARGS = sys.argv[1:]
+
+
+# Stands for a worker's Python: makes .venv, whose python is `train`.
+PYTHON3 = '''#!/bin/bash
+[ "$2" = uv ] && [ "$3" = venv ] && { mkdir -p .venv/bin
+ln -sf "$(dirname "$0")/train" .venv/bin/python; }
+exit 0
+'''
+
+
+def install(folder, train, **operators):
+  """Makes a cloud in `folder`; returns the operator's part of PATH.
+
+  Args:
+    train: script that stands for a worker's Python.
+    operators: further commands of the operator, name to script.
+  """
+  operators['gcloud'] = f'#!/bin/sh\nexec {sys.executable} {__file__} "$@"\n'
+  for place, scripts in (('bin', {'python3': PYTHON3, 'train': train}),
+                         ('operator', operators)):
+    (folder / place).mkdir(parents=True)
+    for name, text in scripts.items():
+      (folder / place / name).write_text(text)
+      (folder / place / name).chmod(0o755)
+  return folder / 'operator'
+
+
+def plan(folder, **scenario):
+  """Begins a scenario in which all goes well but for what is given."""
+  (folder / 'scenario.json').write_text(json.dumps({
+      'machine': -1, 'states': [], 'looks': 0, 'create': ['ok'] * 9,
+      'waits': [], 'runs': [[[0, 0]]] * 9, 'preempt': [0] * 9, **scenario}))
 
 
 def flag(name, default=''):

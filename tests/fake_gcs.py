@@ -4,17 +4,16 @@ What matters is what a directory cannot imitate: there are no folders, only
 names; an empty prefix does not exist; times have gcsfs's own resolution.
 """
 
-import asyncio
 import datetime
 import json
 import re
-import threading
 import urllib.parse
 
 from aiohttp import web
+from loopback import Loopback
 
 
-class FakeGcs:
+class FakeGcs(Loopback):
   """Context manager; `url` goes into STORAGE_EMULATOR_HOST.
 
   objects: name -> (bytes, time of change, generation), of the one bucket.
@@ -22,29 +21,6 @@ class FakeGcs:
 
   def __init__(self):
     self.objects, self.generation = {}, 0
-    self._loop = asyncio.new_event_loop()
-    self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-
-  def __enter__(self):
-    self._thread.start()
-    self.url = asyncio.run_coroutine_threadsafe(self._start(),
-                                                self._loop).result()
-    return self
-
-  def __exit__(self, *_):
-    asyncio.run_coroutine_threadsafe(self._runner.cleanup(),
-                                     self._loop).result()
-    self._loop.call_soon_threadsafe(self._loop.stop)
-    self._thread.join()
-
-  async def _start(self):
-    app = web.Application(client_max_size=1 << 30)
-    app.router.add_route('*', '/{tail:.*}', self._handle)
-    self._runner = web.AppRunner(app)
-    await self._runner.setup()
-    site = web.TCPSite(self._runner, '127.0.0.1', 0)
-    await site.start()
-    return f'http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}'
 
   def put(self, name, data):
     self.generation += 1
@@ -58,7 +34,7 @@ class FakeGcs:
             'size': str(len(data)), 'updated': updated, 'timeCreated': updated,
             'generation': str(generation)}
 
-  async def _handle(self, request):
+  async def handle(self, request):
     body, path = await request.read(), request.raw_path.partition('?')[0]
     if path.startswith('/upload'):
       return self._upload(request, body)

@@ -10,9 +10,9 @@ import asyncio
 import collections
 import json
 import random
-import threading
 
 from aiohttp import web
+from loopback import Loopback
 
 EVENTS = 'text/event-stream'
 IN, OUT = 100, 10  # tokens of every reply
@@ -22,7 +22,7 @@ FAULTS = ('429', '429 with retry-after', '500', '503', 'reset', 'hang',
           'wrong usage')
 
 
-class FakeProviders:
+class FakeProviders(Loopback):
   """Context manager; `url` is the server's address.
 
   Args:
@@ -31,43 +31,21 @@ class FakeProviders:
     faults: which kinds.
   """
 
+  methods = 'POST'
+
   def __init__(self, answer, rate=0.0, faults=FAULTS, seed=0):
     self.answer, self.rate, self.faults, self.seed = answer, rate, faults, seed
     self.tries = collections.Counter()  # of each request
     self.seen = collections.Counter()  # faults given
     self.billed = 0  # replies with a usage that reached the client
     self.requests = []  # (path, headers, body)
-    self._loop = asyncio.new_event_loop()
-    self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-
-  def __enter__(self):
-    self._thread.start()
-    self.url = asyncio.run_coroutine_threadsafe(self._start(),
-                                                self._loop).result()
-    return self
-
-  def __exit__(self, *_):
-    asyncio.run_coroutine_threadsafe(self._runner.cleanup(),
-                                     self._loop).result()
-    self._loop.call_soon_threadsafe(self._loop.stop)
-    self._thread.join()
-    self._loop.close()
 
   @property
   def usd(self):
     """The bill at a dollar for a million input, ten for output tokens."""
     return self.billed * (IN * 1.0 + OUT * 10.0) / 1e6
 
-  async def _start(self):
-    app = web.Application()
-    app.router.add_post('/{tail:.*}', self._handle)
-    self._runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await self._runner.setup()
-    site = web.TCPSite(self._runner, '127.0.0.1', 0)
-    await site.start()
-    return f'http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}'
-
-  async def _handle(self, request):
+  async def handle(self, request):
     body = await request.json()
     self.requests.append((request.path, dict(request.headers), body))
     wire = next(w for mark, w in WIRES.items() if mark in request.path)

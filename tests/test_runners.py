@@ -7,17 +7,13 @@ import pathlib
 import subprocess
 import sys
 
+import fake_gcloud
 import pytest
 from test_sweep import CONFIG
 
 ROOT = pathlib.Path(__file__).parents[1]
 NAMES = ['evaluate.show_episodes=0', 'evaluate.show_episodes=1',
          'core.name=toy_tiny']
-PYTHON3 = '''#!/bin/bash
-[ "$2" = uv ] && [ "$3" = venv ] && { mkdir -p .venv/bin
-ln -sf "$(dirname "$0")/train" .venv/bin/python; }
-exit 0
-'''
 # A worker's Python is ours; only Cloud TPU's own coordination is not there.
 TRAIN = f'''#!/bin/bash
 export JAX_PLATFORMS=cpu
@@ -40,20 +36,8 @@ sys.exit(subprocess.run(
 def elsewhere(tmp_path):
   """elsewhere(*flags) -> finished sweep, its rows, its bucket."""
   fake = tmp_path / 'fake'
-  (fake / 'bin').mkdir(parents=True)
-  gcloud = (f'#!/bin/sh\nexec {sys.executable} '
-            f'{ROOT}/tests/fake_gcloud.py "$@"\n')
-  for name, text in (('python3', PYTHON3), ('train', TRAIN), ('sky', SKY),
-                     ('gcloud', gcloud)):
-    (fake / 'bin' / name).write_text(text)
-    (fake / 'bin' / name).chmod(0o755)
-  (fake / 'scenario.json').write_text(json.dumps({
-      'machine': -1, 'states': [], 'looks': 0, 'create': ['ok'] * 9,
-      'waits': [], 'runs': [[[0, 0]]] * 9, 'preempt': [0] * 9}))
-  path = tmp_path / 'path'
-  path.mkdir()
-  for name in ('sky', 'gcloud'):
-    (path / name).symlink_to(fake / 'bin' / name)
+  path = fake_gcloud.install(fake, TRAIN, sky=SKY)
+  fake_gcloud.plan(fake)
   config = tmp_path / 'tried.py'
   config.write_text(CONFIG.replace('LATENCY', '0').replace(
       ",\n                     hyper.fixed('evaluate.systems', "

@@ -5,22 +5,15 @@ import json
 import os
 import pathlib
 import shlex
-import shutil
 import stat
 import subprocess
-import sys
 
+import fake_gcloud
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 RUN = ('run', 'demo', '--', '--config', 'configs/gsm8k.py', '--workdir',
        'gs://bucket/a run', '--config.core.name=a b')
-# Stands for a worker's Python: makes .venv, whose python "trains".
-PYTHON3 = '''#!/bin/bash
-[ "$2" = uv ] && [ "$3" = venv ] && { mkdir -p .venv/bin
-ln -sf "$(dirname "$0")/train" .venv/bin/python; }
-exit 0
-'''
 TRAIN = '''#!/bin/bash
 printf '%s\\n' "$@" >>"$HOME/arguments"
 echo "${GEMINI_API_KEY:-none}" >>"$HOME/key"
@@ -36,22 +29,11 @@ exit "$code"
 def cloud(tmp_path):
   """cloud(*arguments, **scenario) -> finished process."""
   fake = tmp_path / 'fake'
-  (fake / 'bin').mkdir(parents=True)
-  for name, text in (('python3', PYTHON3), ('train', TRAIN), (
-      'gcloud', f'#!/bin/sh\nexec {sys.executable} '
-      f'{ROOT}/tests/fake_gcloud.py "$@"\n')):
-    (fake / 'bin' / name).write_text(text)
-    (fake / 'bin' / name).chmod(0o755)
-  path = tmp_path / 'path'  # of the operator: gcloud, not the workers' Python
-  path.mkdir()
-  shutil.copy(fake / 'bin/gcloud', path)
+  path = fake_gcloud.install(fake, TRAIN)
 
   def run(*arguments, timeout=120, **scenario):
     if scenario:
-      (fake / 'scenario.json').write_text(json.dumps({
-          'machine': -1, 'states': [], 'looks': 0, 'create': ['ok'] * 9,
-          'waits': [], 'runs': [[[0, 0]]] * 9, 'preempt': [0] * 9,
-          **scenario}))
+      fake_gcloud.plan(fake, **scenario)
     return subprocess.run(
         [ROOT / 'launch/tpu_vm.sh', *arguments], text=True,
         capture_output=True, timeout=timeout, env={
@@ -167,7 +149,7 @@ def test_the_same_command_watches_and_stop_lets_it_save(cloud):
   watcher = subprocess.Popen(
       [ROOT / 'launch/tpu_vm.sh', *RUN], text=True, stdout=subprocess.PIPE,
       stderr=subprocess.PIPE, env={
-          'PATH': f'{cloud.fake / "bin"}:{os.environ["PATH"]}',
+          'PATH': f'{cloud.fake / "operator"}:{os.environ["PATH"]}',
           'FAKE': str(cloud.fake), 'POLL_S': '0.3',
           'HOME': str(cloud.fake), 'STATE': str(cloud.fake / '../state')})
   home = cloud.fake / 'machine0/worker0'

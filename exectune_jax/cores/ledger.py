@@ -20,6 +20,7 @@ import sqlite3
 import threading
 import time
 
+from exectune_jax import files
 from exectune_jax.cores.base import CoreReply, CoreRequest, clean
 from exectune_jax.errors import BudgetExhausted, UserError
 
@@ -58,7 +59,7 @@ _open: set[str] = set()  # owners of this process
 
 def path_of(config, workdir: pathlib.Path, host: int = 0) -> pathlib.Path:
   """Where a run's ledger is; each of several processes has its own."""
-  here = config.ledger and '://' not in config.ledger  # else see bucket.py
+  here = config.ledger and not files.is_url(config.ledger)  # or bucket.py's
   path = pathlib.Path(config.ledger).expanduser() if here else (
       workdir / 'ledger.sqlite')
   return path.with_suffix(f'.{host}.sqlite') if host else path

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import pathlib
 
+from exectune_jax import files
 from exectune_jax.cores.ledger import Ledger
 
 PAID_TWICE = 'paid twice: another machine had the same reply'
@@ -62,7 +63,7 @@ class Segments:
         lines += [json.dumps([row['source'], dict(r)]) for r in found]
       name = f'{last:012d}.{self.ledger.owner}.jsonl'
       self.folder.mkdir(parents=True, exist_ok=True)
-      put(self.folder / name, ('\n'.join(lines) + '\n').encode())
+      files.write_whole(self.folder / name, '\n'.join(lines) + '\n')
       with self.ledger.transaction() as db:
         db.execute('DELETE FROM outbox WHERE seq<=?', (last,))
         db.execute('INSERT INTO segments VALUES (?)',
@@ -75,7 +76,7 @@ class Segments:
     self._check_shipped()
     folders = [self.folder]
     if self.shared:
-      folders = [p for p in listing(self.folder.parent) if p.is_dir()]
+      folders = [p for p in files.listing(self.folder.parent) if p.is_dir()]
     return sum(self._restore(f) for f in folders)
 
   def _check_shipped(self) -> None:
@@ -83,7 +84,7 @@ class Segments:
     one, are shipped again."""
     noted = {r['name'] for r in self.ledger.rows('SELECT name FROM segments')
              if r['name'].startswith(f'{self.folder.name}/')}
-    there = {f'{self.folder.name}/{p.name}' for p in listing(self.folder)}
+    there = {f'{self.folder.name}/{p.name}' for p in files.listing(self.folder)}
     if noted - there:
       with self.ledger.transaction() as db:
         db.execute('DELETE FROM segments')
@@ -92,7 +93,7 @@ class Segments:
   def _restore(self, folder) -> int:
     seen = {r['name'] for r in self.ledger.rows('SELECT name FROM segments')}
     added = 0
-    for path in listing(folder):
+    for path in files.listing(folder):
       name = f'{folder.name}/{path.name}'
       if name in seen or path.suffix != '.jsonl':
         continue
@@ -108,25 +109,6 @@ class Segments:
 
   def close(self) -> None:
     self.ledger.close()
-
-
-def listing(folder) -> list:
-  """What is in a folder of a bucket, sorted; an empty one is not there."""
-  try:
-    return sorted(folder.iterdir())
-  except (FileNotFoundError, NotADirectoryError):
-    return []
-
-
-def put(target, data: bytes) -> None:
-  """Writes an epath.Path whole or not at all, as objects of a bucket are; a
-  file needs a name to wait under."""
-  if '://' in str(target):
-    target.write_bytes(data)
-    return
-  partial = target.with_name(f'{target.name}.partial')
-  partial.write_bytes(data)
-  partial.replace(target)
 
 
 def _insert(db, table: str, row: dict) -> int:

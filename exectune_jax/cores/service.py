@@ -14,7 +14,7 @@ import json
 import pathlib
 import threading
 
-from exectune_jax import interrupt
+from exectune_jax import files, interrupt
 from exectune_jax.cores import ledger as ledger_lib
 from exectune_jax.cores import prices
 from exectune_jax.cores.base import Core, Price
@@ -72,7 +72,7 @@ class CoreService:
     self.stage = ledger_lib.stage_of(config, stage)
     self.ledger = Ledger(ledger_lib.path_of(config, workdir, host))
     # What a shared ledger holds has been spent by all; the rest is divided.
-    spent = self.ledger.spent_usd if '://' in config.ledger else 0.0
+    spent = self.ledger.spent_usd if files.is_url(config.ledger) else 0.0
     self.ledger.budget_usd = config.budget_usd and max(
         spent + (config.budget_usd - spent) / hosts, 1e-12)
     self._clients: dict[str, CoreClient] = {}

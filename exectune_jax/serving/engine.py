@@ -53,8 +53,9 @@ class Engine:
     self._numbers = itertools.count()
     self._grid = None
 
-  async def write(self, problem: Problem) -> Strategy:
-    """The guide's strategy; cancelling it frees the slot.
+  async def write(self, problem: Problem) -> tuple[Strategy, int]:
+    """The guide's strategy, and how many tokens were read and written for it;
+    cancelling it frees the slot.
 
     Raises:
       GuideError: the problem does not fit, or the guide failed.
@@ -69,7 +70,8 @@ class Engine:
     ticket = _Ticket(next(self._numbers), prompt, loop.create_future())
     self._inbox.put(ticket)
     try:
-      return await ticket.future
+      strategy = await ticket.future
+      return strategy, len(prompt) + len(strategy.tokens)
     except asyncio.CancelledError:
       self._inbox.put(_Ticket(ticket.number, None, None))
       raise

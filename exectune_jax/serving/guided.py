@@ -91,7 +91,7 @@ class GuidedCore:
     began = time.monotonic()
     try:
       async with asyncio.timeout(self.deadline_s):
-        strategy = await self.engine.write(problem)
+        strategy, tokens = await self.engine.write(problem)
     except TimeoutError:
       return Plan(alone='late', seconds=time.monotonic() - began)
     except GuideError as e:
@@ -99,7 +99,6 @@ class GuidedCore:
     except Exception:  # noqa: BLE001 a guide that fails is done without
       traceback.print_exc()
       return Plan(alone='guide failed', seconds=time.monotonic() - began)
-    tokens = (len(self.engine.guide.prompt(problem)) + len(strategy.tokens))
     return Plan(strategy.body, '' if strategy.body else 'malformed', tokens,
                 time.monotonic() - began)
 
