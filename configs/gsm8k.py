@@ -1,6 +1,6 @@
 """GSM8K with a cheap API core and the paper's guide, Qwen3-1.7B.
 
-One TPU VM with 8 chips (v6e-8, or v5e-8: python -m exectune_jax.fit says so).
+One TPU VM with 8 chips: v6e-8 or v5litepod-8, says python -m exectune_jax.fit.
 A starting point: it compiles and fits, it has not been run by us.
 
   export GEMINI_API_KEY=...

@@ -1,8 +1,9 @@
 """The recipe with a real language model as core and a real one as guide.
 
 Core: SmolLM2-135M-Instruct (8-bit, re-encoded from a 4-bit file) on
-llama.cpp's server. Guide: the same weights in Flax, trained here. About an
-hour on 2 CPU cores.
+llama.cpp's server. Guide: the same model in Flax, trained here; LOG.md's runs
+began with the 4-bit file's weights, OFFLINE=1 makes local_guide.sh take those
+where it could reach the hub. 100 minutes on 2 CPU cores.
 
   launch/local_guide.sh runs/smollm2            # guide.checkpoint
   launch/local_core.sh start                    # the core, on port 8080

@@ -42,7 +42,7 @@ class ScriptedTeacher:
 
   async def propose(self, problem: Problem, history, rng: random.Random):
     if not problem.plan:
-      raise UserError("collect.teacher='scripted' needs problems with a plan "
+      raise UserError("teacher.name='scripted' needs problems with a plan "
                       "(task.name='word_problems'); name a core as teacher, "
                       "such as 'gemini:gemini-2.5-pro'")
     styles = dict(self.weights)

