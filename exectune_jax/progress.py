@@ -17,6 +17,16 @@ console = rich.console.Console(highlight=False, soft_wrap=True)
 LOG_EVERY_S = 10.0
 
 
+_warned: set[str] = set()
+
+
+def warn_once(about: str, text: str) -> None:
+  """Says something about a config field, once a process."""
+  if about not in _warned and not console.quiet:
+    print(f'warning: {text}', file=sys.stderr, flush=True)
+  _warned.add(about)
+
+
 class _Lines:
   """Progress as plain lines."""
 

@@ -36,7 +36,7 @@ from rich.table import Table
 
 from exectune_jax import files
 from exectune_jax.cores.ledger import Ledger
-from exectune_jax.cores.segments import Segments
+from exectune_jax.cores import segments
 from exectune_jax.errors import UsageError, UserError
 from launch import comparison, hyper, runners
 
@@ -211,10 +211,7 @@ def collect(names, url: str, workdir: pathlib.Path) -> None:
     report = remote / name / 'report.json'
     if report.exists():
       files.write_whole(workdir / name / 'report.json', report.read_text())
-  segments = Segments(workdir / 'ledger.sqlite', remote / 'ledger/sweep',
-                      shared=True)
-  segments.restore()
-  segments.close()
+  segments.gather(remote / 'ledger', workdir / 'ledger.sqlite')
 
 
 def _spent(workdir) -> float:

@@ -1,18 +1,21 @@
 """Ledger and client, with scripted cores."""
 
 import asyncio
+import signal
 import threading
 import time
 
 import pytest
 
-from exectune_jax.cores import prices, service
+from exectune_jax import interrupt
+from exectune_jax.cores import base, prices, service
 from exectune_jax.cores.base import (CoreReply, CoreRequest, FatalError, Price,
                                      RequestError, RetryableError,
                                      UnreachableError)
 from exectune_jax.cores.client import CoreClient
 from exectune_jax.cores.ledger import Ledger
-from exectune_jax.errors import BudgetExhausted, Lost, UserError
+from exectune_jax.cores.limits import Concurrency
+from exectune_jax.errors import BudgetExhausted, Lost, Stopped, UserError
 
 
 class Scripted:
@@ -217,6 +220,87 @@ def test_tokens_a_minute_are_reserved_then_settled(config, ledger):
   assert time.monotonic() - began < 10
   play(core, ledger, config.core, request('x'))
   assert len(core.times) == 41
+
+
+def test_whoever_waits_for_a_rate_keeps_no_other_from_the_provider(
+    config, ledger):
+  """One place for both; the teacher's next request is a minute away."""
+  async def run():
+    limit = Concurrency(1, 1)
+    config.teacher.requests_per_minute = 1
+    teacher, core = (CoreClient(Scripted(reply()), ledger, config[f], 'test', f,
+                                limit) for f in ('teacher', 'core'))
+    await teacher.call(request('a'))
+    waiting = asyncio.create_task(teacher.call(request('b')))
+    await asyncio.sleep(0.05)
+    assert await asyncio.wait_for(core.call(request('c')), 30) == reply()
+    assert not waiting.done()
+    waiting.cancel()
+  asyncio.run(run())
+
+
+def test_asking_whether_another_has_the_reply_uses_up_no_rate(
+    config, ledger, tmp_path):
+  """Six looks at what another process has in flight, two requests a minute."""
+  other = Ledger(tmp_path / 'l.sqlite')
+  config.core.requests_per_minute, config.core.tokens_per_minute = 2, 600
+  key = request().key('scripted:core')
+  async def run():
+    assert other.begin(key, 'c', 's', 0.1)
+    client = CoreClient(Scripted(reply()), ledger, config.core, 'test')
+    waiting = asyncio.create_task(client.call(request()))
+    await asyncio.sleep(0.6)
+    other.put(key, 'c', 's', request(), reply())
+    assert await waiting == reply()
+    return client._requests.level, client._tokens.level
+  assert asyncio.run(run()) == pytest.approx((2.0, 600.0))
+  other.close()
+
+
+def test_a_pause_longer_than_the_deadline_is_not_waited_for(config, ledger):
+  """'Come back in ten hours' is why the call is lost, and holds up nobody
+  for longer than the deadline."""
+  config.core.deadline_s = 20.0
+  error = RetryableError('429: daily quota', 36000.0, overload=True, usd=0.0)
+  async def run():
+    client = CoreClient(Scripted(error, reply()), ledger, config.core, 'test')
+    with pytest.raises(Lost, match='daily quota'):
+      await asyncio.wait_for(client.call(request()), 10)
+    return client.limit._paused_until - time.monotonic()
+  assert 15 < asyncio.run(run()) <= 20
+
+
+def test_a_deadline_names_the_error_before_it(config, ledger):
+  class Slow(Scripted):
+    async def generate(self, request):
+      if self.times:
+        await asyncio.sleep(60)
+      return await super().generate(request)
+  config.core.deadline_s = 1.0
+  (lost,) = play(Slow(RetryableError('500: broken', 0.0), reply()), ledger,
+                 config.core, request())
+  assert isinstance(lost, Lost)
+  assert 'deadline_s=1 passed; before that: 500: broken' in str(lost)
+
+
+def test_a_prompt_that_filters_block_is_an_answer_and_not_lost(config, ledger):
+  error = base.classify_status(
+      400, '{"error": {"code":"content_filter", "message": "..."}}', 'core')
+  (refused,) = play(Scripted(error), ledger, config.core, request())
+  assert (refused.text, refused.finish, refused.usd) == ('', 'refused', 0.0)
+  assert ledger.count() == 1
+  other = base.classify_status(400, '{"error": {"code": "bad_field"}}', 'core')
+  (lost,) = play(Scripted(other), ledger, config.core, request('other'))
+  assert isinstance(lost, Lost)
+
+
+def test_a_signal_ends_what_one_of_several_processes_waits_for(
+    config, tmp_path, monkeypatch):
+  monkeypatch.setattr(interrupt, '_together', True)
+  monkeypatch.setattr(interrupt, '_seen', [signal.SIGTERM])
+  with service.CoreService(config, tmp_path, 'test') as cores:
+    with pytest.raises(Stopped, match='SIGTERM'):
+      cores.run(asyncio.sleep(60))
 
 
 def test_concurrency_is_bounded(config, ledger):

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 
+from exectune_jax.cores.ledger import Ledger, path_of
 from exectune_jax.errors import UserError
 from exectune_jax.learning import hosts
 
@@ -117,6 +118,34 @@ def test_missing_addresses_name_the_variable(monkeypatch):
   monkeypatch.delenv('JAX_COORDINATOR_ADDRESS', raising=False)
   with pytest.raises(UserError, match='mesh.hosts=2.*JAX_COORDINATOR_ADDRESS'):
     hosts.join(2)
+
+
+@pytest.mark.parametrize('shared, spent, sharers, limits', [
+    ('', (0.5, 0.1), 2, (0.7, 0.3)),  # 0.4 are left for both
+    ('', (0.5, 0.1), 1, (0.9, 0.5)),  # or for the one that asks
+    ('file:///ledger', (0.6, 0.6), 2, (0.8, 0.8)),  # both know all bills
+    ('', (0.9, 0.2), 2, (0.85, 0.15))])  # more than there was
+def test_the_budget_is_what_all_have_left(config, tmp_path, monkeypatch, shared,
+                                          spent, sharers, limits):
+  config.budget_usd, config.ledger = 1.0, shared
+  for host, usd in enumerate(spent):
+    ledger = Ledger(path_of(config, tmp_path, host))
+    ledger.fail('k', 'c', 's', 'paid for nothing', usd)
+    ledger.close()
+  monkeypatch.setattr(hosts, 'count', lambda: 2)
+  monkeypatch.setattr(hosts, 'gather_json', lambda _: list(spent))
+  for host, limit in enumerate(limits):
+    monkeypatch.setattr(hosts, 'index', lambda host=host: host)
+    assert hosts.budget(config, tmp_path, sharers) == pytest.approx(limit)
+
+
+def test_means_are_over_those_that_know(monkeypatch):
+  monkeypatch.setattr(hosts, 'gather_json', lambda _: [
+      [3, 0.5, 1.0], [1, 0.1, 0.0], [0, 0.0, 0.0]])
+  assert hosts.mean({'a': 0.5, 'b': 1.0}, 3) == pytest.approx(
+      {'a': 0.4, 'b': 0.75})
+  monkeypatch.setattr(hosts, 'gather_json', lambda _: [[0, 0.0], [0, 0.0]])
+  assert hosts.mean({'a': 0.0}, 0) == {}
 
 
 def test_one_process_decides_alone():

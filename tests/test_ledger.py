@@ -14,8 +14,10 @@ import threading
 import pytest
 
 from exectune_jax.cores import bill, estimate
+from exectune_jax.cores import ledger as ledger_lib
 from exectune_jax.cores.base import CoreReply, CoreRequest
 from exectune_jax.cores.ledger import KILLED, Ledger
+from exectune_jax.cores.segments import Segments
 from exectune_jax.errors import BudgetExhausted, UserError
 from exectune_jax.stages import collect
 
@@ -90,18 +92,63 @@ def test_what_was_in_flight_at_a_kill_is_counted(tmp_path):
   child = subprocess.Popen([sys.executable, '-c', _IN_FLIGHT, str(path)],
                            stdout=subprocess.PIPE, text=True)
   assert child.stdout.readline() == 'flying\n'
-  alive = Ledger(path, budget_usd=0.35)
+  alive = Ledger(path, budget_usd=0.55)
   assert not alive.begin('1', 'c', 's', 0.1)  # it may still answer
   with pytest.raises(BudgetExhausted):  # and holds 0.3 dollars
-    alive.begin('9', 'c', 's', 0.1)
+    alive.begin('9', 'c', 's', 0.3)
   child.kill()
   child.wait()
+  with pytest.raises(BudgetExhausted, match='0.3000 more by tries whose cost'):
+    alive.begin('9', 'c', 's', 0.3)  # which may have been billed
   assert alive.begin('9', 'c', 's', 0.1)
   assert alive.begin('1', 'c', 's', 0.1)  # now it can't
   assert [r['reason'] for r in alive.rows('SELECT * FROM failed')] == [
       KILLED] * 3
   assert bill.spend([alive], ('stage',))[0]['unknown'] == 3
   alive.close()
+
+
+def test_what_nobody_told_the_cost_of_counts_at_its_most(tmp_path):
+  """A hard limit: two tries of at most 0.4 without a bill, then one with."""
+  ledger = Ledger(tmp_path / 'l.sqlite', budget_usd=1.0)
+  for key in 'ab':
+    assert ledger.begin(key, 'c', 's', 0.4)
+    ledger.fail(key, 'c', 's', 'no reply in 60 s', None)
+  assert ledger.spent_usd == 0.0
+  with pytest.raises(BudgetExhausted, match='up to 0.8000 more'):
+    ledger.begin('c', 'c', 's', 0.3)
+  assert ledger.begin('c', 'c', 's', 0.2)
+  ledger.fail('c', 'c', 's', 'rejected', 0.0)
+  assert ledger.begin('d', 'c', 's', 0.2)
+  ledger.close()
+
+
+def test_a_pid_that_is_anothers_by_now_holds_nothing(tmp_path):
+  ledger = Ledger(tmp_path / 'l.sqlite')
+  parent, born = os.getppid(), ledger_lib._born(os.getppid())
+  assert born and born != ledger_lib._born(os.getpid())
+  owners = {'a': f'{parent}.{born}.0a', 'b': f'{parent}.0a',  # as it was once
+            'c': f'{parent}.{born[:-1]}.0a'}
+  with ledger.transaction() as db:
+    for key, owner in owners.items():
+      db.execute('INSERT INTO flights VALUES (?,?,?,?,?,?)',
+                 (key, owner, 0.0, 'c', 's', 0.1))
+  assert [ledger.begin(key, 'c', 's', 0.1) for key in 'abc'] == [
+      False, False, True]
+  ledger.close()
+
+
+def test_a_copy_of_a_bucket_has_its_bill(tmp_path, capsys):
+  for host, usd in ((0, 0.25), (1, 0.5)):
+    path = tmp_path / f'there{host}.sqlite'
+    segments = Segments(path, tmp_path / f'copy/ledger/host{host}')
+    segments.ledger.put(f'k{host}', 'c', 's', request(), reply(usd=usd))
+    segments.ship()
+    segments.close()
+  for _ in range(2):
+    bill.run(['spend', str(tmp_path / 'copy'), '--format', 'jsonl'])
+    (row,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (row['calls'], row['usd']) == (2, 0.75)
 
 
 def test_a_damaged_file_is_one_clear_error(tmp_path):

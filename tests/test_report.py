@@ -35,11 +35,25 @@ def _pairs(both, a, b, neither):
 
 
 def test_paired_interval_closed_form():
-  # b = .05, c = .02, n = 500: half width 1.96 sqrt((.07 - .0009) / 500)
-  difference, (low, high) = statistics.paired_difference(
-      *_pairs(400, 25, 10, 65))
+  # (25.5 - 10.5) / 502 -+ 1.96 sqrt((36 / 502 - (15 / 502)^2) / 502)
+  difference, interval = statistics.paired_difference(*_pairs(400, 25, 10, 65))
   assert difference == pytest.approx(0.03)
-  assert (high - low) / 2 == pytest.approx(0.023041465, abs=1e-6)
+  assert interval == pytest.approx((0.0066009, 0.0531601), abs=1e-6)
+  # 12 problems without any difference: -+ 1.96 sqrt((1 / 14) / 14)
+  difference, interval = statistics.paired_difference(*_pairs(7, 0, 0, 5))
+  assert difference == 0.0
+  assert interval == pytest.approx((-0.14, 0.14), abs=1e-4)
+
+
+def test_interval_of_several_draws_a_problem():
+  # One draw a problem, or draws that always agree: as many as problems.
+  assert statistics.clustered([1.0] * 81 + [0.0] * 182) == pytest.approx(
+      statistics.wilson(81, 263))
+  # Rates 0, .5, .5, 1: variance of the mean 1/32, as of 8 independent draws.
+  assert statistics.clustered([0.0, 0.5, 0.5, 1.0]) == pytest.approx(
+      statistics.wilson(4, 8))
+  assert statistics.clustered([1.0] * 20) == pytest.approx((0.8389, 1.0),
+                                                          abs=1e-4)
 
 
 def test_mcnemar_by_hand():
@@ -78,6 +92,11 @@ def test_summary_by_hand():
   assert (guide['accuracy'], guide['malformed_rate'], guide['degraded_rate'],
           guide['lost']) == (0.5, 0.25, 0.25, 1)
   assert guide['executability'] == pytest.approx(2 / 3)
+  # three draws of one problem, of which two worked
+  assert guide['pass_at_k'] == {'k': 3, 'rate': 1.0,
+                                'ci95': pytest.approx([0.2065, 1.0], abs=1e-4)}
+  assert guide['degraded_ci95'] == pytest.approx([0.0456, 0.6994], abs=1e-4)
+  assert alone['pass_at_k'] is None
   assert guide['guide_tokens'] == 10
   assert guide['core_tokens'] == 30  # three of four called, 40 tokens each
   assert guide['usd_per_1k'] == pytest.approx(

@@ -16,6 +16,7 @@ import pytest
 from exectune_jax import config as config_lib
 from exectune_jax import interrupt
 from exectune_jax.cores.ledger import Ledger
+from exectune_jax.episode import Problem
 from exectune_jax.errors import Stopped, UserError
 from exectune_jax.learning.checkpoint import Checkpoints
 from exectune_jax.learning.learner import Learner
@@ -244,6 +245,9 @@ def test_lost_rewards_stop_the_run_with_the_reason(prepared, tmp_path):
   with pytest.raises(UserError, match='rl.max_lost_fraction=0.5: 100% .*'
                      'injected failure'):
     rl.run(config, workdir)
+  metrics = workdir / 'guides/exectune/metrics.jsonl'
+  for row in map(json.loads, metrics.read_text().splitlines()):
+    assert row['lost'] == 1.0 and 'reward' not in row  # unknown is not 0
 
 
 def test_checkpoint_of_another_model_is_named(prepared, tmp_path):
@@ -263,3 +267,48 @@ def test_a_guide_that_was_not_trained_is_named(prepared, tmp_path):
     rl.run(config, workdir)
   with pytest.raises(UserError, match="evaluate.systems='advisor'"):
     evaluate.run(config, workdir)
+
+
+def test_a_transfer_task_of_the_same_kind_is_kept_apart(tmp_path):
+  config = make_config()
+  for name, count in (('mine', 3), ('other', 2)):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / 'test.jsonl').write_text(''.join(
+        json.dumps({'question': f'{name}: {i} + 1?', 'answer': i + 1}) + '\n'
+        for i in range(count)))
+  config.task.update(name='jsonl', data_dir=str(tmp_path / 'mine'))
+  config.evaluate.update(systems=('core_alone',), transfer='jsonl',
+                         transfer_data_dir=str(tmp_path / 'other'))
+  evaluate.run(config, tmp_path)
+  for folder, name, count in (('evaluate', 'mine', 3),
+                              ('evaluate/transfer', 'other', 2)):
+    path = tmp_path / folder / 'jsonl_core_alone_greedy.jsonl'
+    rows = [json.loads(x) for x in path.read_text().splitlines()[1:]]
+    assert [r['problem']['question'] for r in rows] == [
+        f'{name}: {i} + 1?' for i in range(count)]
+
+
+def test_other_truncation_draws_other_strategies(prepared, tmp_path):
+  """Top 1 makes every draw the greedy one, whatever was drawn before."""
+  workdir, config = copy(prepared, tmp_path / 'w'), make_config()
+  config.evaluate.update(systems=('core_alone', 'sft'), alpha_samples=2)
+  def drawn(kind):
+    path = workdir / f'evaluate/word_problems_sft_{kind}.jsonl'
+    rows = [json.loads(x) for x in path.read_text().splitlines()[1:]]
+    return [r['strategy']['text'] for r in rows]
+  evaluate.run(config, workdir)
+  greedy = [text for text in drawn('greedy') for _ in range(2)]
+  assert drawn('sampled') != greedy
+  config.evaluate.top_k = 1
+  evaluate.run(config, workdir)
+  assert drawn('sampled') == greedy
+
+
+def test_a_prompt_that_is_cut_is_told_once(tmp_path, capsys):
+  config = make_config()
+  config.guide.max_prompt_tokens = 16
+  guide = Learner(config, tmp_path, config.rl).guide
+  problem = Problem('p', 'How many apples? ' * 20, '1')
+  for _ in range(2):
+    assert guide.prompt(problem) == guide.whole_prompt(problem)[-16:]
+  assert capsys.readouterr().err.count('guide.max_prompt_tokens=16') == 1

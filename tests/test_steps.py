@@ -284,6 +284,15 @@ def test_every_parameter_has_a_rule_and_meshes_must_fit():
     sharding.make_mesh(config.mesh)
 
 
+def test_a_row_of_a_batch_lies_in_one_process():
+  """Four processes with two devices, as the mesh (data 2, fsdp 1, tensor 4)
+  or (4, 1, 2)."""
+  process = np.repeat(np.arange(4), 2)
+  sharding._check_owners(process.reshape(4, 1, 2))
+  with pytest.raises(UserError, match='mesh.tensor=4.* has 2 devices'):
+    sharding._check_owners(process.reshape(2, 1, 4))
+
+
 def test_optimizer_is_adamw_with_linear_warmup():
   config = default_config()
   tx = steps.optimizer(config.optim, 1e-2, 4)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 
+import aiohttp
 import pytest
 from aiohttp import web
 
@@ -229,3 +230,14 @@ def test_missing_keys_name_the_variable(monkeypatch):
     GeminiCore('m', '', Price(0, 0))
   with pytest.raises(UserError, match='OPENAI_API_KEY'):
     OpenAICore('m', '', Price(0, 0))
+
+
+def test_only_our_own_deadline_ends_a_slow_reply(monkeypatch):
+  """aiohttp's, five minutes by default, does not."""
+  monkeypatch.setattr('aiohttp.client.DEFAULT_TIMEOUT',
+                      aiohttp.ClientTimeout(total=0.05))
+  async def slow(_):
+    await asyncio.sleep(0.3)
+    return web.json_response(chat())
+  reply, _ = serve(slow, call(openai))
+  assert reply.text == '4'

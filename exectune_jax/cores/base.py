@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from typing import Protocol
 
 from exectune_jax.episode import Execution
@@ -103,6 +104,10 @@ class RequestError(Exception):
   """The server rejects this very request; others may succeed."""
 
 
+class BlockedError(RequestError):
+  """The provider's filters refuse the prompt, which is the core's answer."""
+
+
 class FatalError(Exception):
   """No request can succeed: wrong key, unknown model."""
 
@@ -196,6 +201,11 @@ def clean(text: str) -> str:
   return text.encode('utf-8', 'replace').decode()
 
 
+# OpenAI's and Azure's names for it.
+_BLOCKED = re.compile(r'"code":\s*"(content_filter|content_policy_violation|'
+                      r'invalid_prompt)"')
+
+
 def classify_status(status: int, body: str, where: str,
                     retry_after: str | None = None) -> Exception:
   """The error class of an HTTP status (see the classes above)."""
@@ -203,6 +213,8 @@ def classify_status(status: int, body: str, where: str,
   if status in (408, 409, 425, 429) or status >= 500:
     return RetryableError(message, seconds(retry_after),
                           overload=status in (429, 503, 529), usd=0.0)
+  if status == 400 and _BLOCKED.search(body):
+    return BlockedError(message)
   fatal = status in (401, 402, 403, 404)
   return FatalError(message) if fatal else RequestError(message)
 

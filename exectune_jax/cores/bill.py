@@ -4,7 +4,8 @@
   python -m exectune_jax.cores.ledger spend DIR [--by stage,core,day]
   python -m exectune_jax.cores.ledger export DIR [--format jsonl|csv]
 
-DIR is a workdir; every process of a multi-host run has its own ledger in it.
+DIR is a workdir, or a copy of one that was in a bucket; every process of a
+multi-host run has its own ledger in it.
 `spend` prints a table, or with --format the same as JSON lines or CSV.
 """
 
@@ -21,6 +22,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from exectune_jax import files
+from exectune_jax.cores import segments
 from exectune_jax.cores.ledger import Ledger
 from exectune_jax.errors import UserError
 
@@ -29,11 +32,15 @@ COLUMNS = {'stage': 'stage', 'core': 'core',
 
 
 def open_all(folder: str) -> list[Ledger]:
-  """The ledgers of a workdir."""
-  paths = sorted(pathlib.Path(folder).expanduser().glob('ledger*.sqlite'))
+  """The ledgers of a workdir; what a bucket had is put into one."""
+  place = pathlib.Path(folder).expanduser()
+  if (place / 'ledger').is_dir():
+    segments.gather(place / 'ledger', place / 'ledger.sqlite')
+  paths = sorted(place.glob('ledger*.sqlite'))
   if not paths:
     raise UserError(f"'{folder}': there is no ledger; name the workdir of a "
-                    'run')
+                    'run' + (', as a directory: copy it from its bucket'
+                             if files.is_url(folder) else ''))
   return [Ledger(path) for path in paths]
 
 
@@ -119,6 +126,10 @@ def _spend(ledgers, args, console):
   console.print(table)
   guessed = sum(r['estimated'] for r in rows)
   note = f'; {guessed} calls without a usage were estimated' if guessed else ''
+  doubt = sum(x.rows('SELECT unknown FROM total')[0][0] for x in ledgers)
+  if doubt:
+    note += (f'; what tries of unknown cost can have cost at most, '
+             f'${doubt:.4f}, counts against budget_usd')
   console.print(f'total ${sum(x.spent_usd for x in ledgers):.4f}{note}')
 
 

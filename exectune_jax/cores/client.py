@@ -42,9 +42,12 @@ class _Pieces:
     self.on_text, self.begun = on_text, False
 
   async def from_core(self, core: Core, request: CoreRequest) -> CoreReply:
-    if self.on_text is None or not hasattr(core, 'stream'):
-      return await core.generate(request)
-    return await core.stream(request, self._come)
+    try:
+      if self.on_text is None or not hasattr(core, 'stream'):
+        return await core.generate(request)
+      return await core.stream(request, self._come)
+    except base.BlockedError:
+      return CoreReply('', 'refused', 0, 0, 0.0, 0.0)
 
   def _come(self, piece: str) -> None:
     if piece:
@@ -153,7 +156,7 @@ class CoreClient:
         return reply
 
   async def _with_retries(self, key, request, pieces) -> CoreReply:
-    s = self.settings
+    s, error = self.settings, None
     try:
       async with asyncio.timeout(None) as clock:  # runs from the first try
         for attempt in range(1, s.attempts + 1):
@@ -161,9 +164,11 @@ class CoreClient:
             reply = await self._once(key, request, clock, pieces)
             break
           except base.RetryableError as e:
-            if attempt == s.attempts or pieces.begun:
+            pause, error = _pause(e, attempt), e
+            late = asyncio.get_running_loop().time() + pause > clock.when()
+            if attempt == s.attempts or pieces.begun or late:
               raise
-            await asyncio.sleep(_pause(e, attempt))
+            await asyncio.sleep(pause)
     except base.FatalError as e:
       raise UserError(f"{self.field}.name='{self.core.name}': {e}; check the "
                       'model name and the API key in the environment') from e
@@ -175,35 +180,48 @@ class CoreClient:
     except (base.RetryableError, base.RequestError) as e:
       raise Lost(str(e)) from e
     except TimeoutError as e:
-      raise Lost(f'{self.core.name}: deadline_s={s.deadline_s:g} passed') from e
+      raise Lost(f'{self.core.name}: deadline_s={s.deadline_s:g} passed'
+                 + (f'; before that: {error}' if error else '')) from e
     self._answered = True
     return reply
 
   async def _once(self, key, request, clock: asyncio.Timeout,
                   pieces) -> CoreReply:
     """One try, from the queue to the ledger."""
+    # Whoever waits for a rate keeps no other from the provider.
+    reserved = await self._reserve(request)
     async with self.limit.slot(urgent=clock.when() is not None):
       if clock.when() is None:
         clock.reschedule(asyncio.get_running_loop().time()
                          + self.settings.deadline_s)
-      reserved = await self._reserve(request)
-      if self._closing:  # queued behind a stop: buy nothing more
-        raise base.RequestError('stopped')
-      self._begin(key, request)
+      try:
+        if self._closing:  # queued behind a stop: buy nothing more
+          raise base.RequestError('stopped')
+        self._begin(key, request)
+      except BaseException:
+        self._give_back(*reserved)
+        raise
       reply = await self._at_core(key, request, pieces)
       if self._tokens:
-        self._tokens.correct(reserved,
+        self._tokens.correct(reserved[1],
                              reply.input_tokens + reply.output_tokens)
       return reply
 
-  async def _reserve(self, request) -> float:
-    """Waits until the rates allow one more request; returns its tokens."""
+  async def _reserve(self, request) -> tuple[float, float]:
+    """Waits until the rates allow one more; returns requests and tokens."""
+    requests = tokens = 0.0
     if self._requests:
-      await self._requests.take(1)
-    if not self._tokens:
-      return 0.0
-    return await self._tokens.take(
-        base.guess_input_tokens(request.messages) + request.max_tokens)
+      requests = await self._requests.take(1)
+    if self._tokens:
+      tokens = await self._tokens.take(
+          base.guess_input_tokens(request.messages) + request.max_tokens)
+    return requests, tokens
+
+  def _give_back(self, requests: float, tokens: float) -> None:
+    if self._requests:
+      self._requests.correct(requests, 0)
+    if self._tokens:
+      self._tokens.correct(tokens, 0)
 
   def _begin(self, key, request) -> None:
     worst = self.core.price.dollars(_token_bound(request), request.max_tokens)
@@ -228,7 +246,10 @@ class CoreClient:
                        str(e) or 'given up while in flight',
                        0.0 if rejected else getattr(e, 'usd', None))
       if getattr(e, 'overload', False):
-        self.limit.overloaded(e.retry_after_s, time.monotonic() - began)
+        # Not for longer than any of the others would wait.
+        wait = e.retry_after_s and min(e.retry_after_s,
+                                       self.settings.deadline_s)
+        self.limit.overloaded(wait, time.monotonic() - began)
       raise
     else:
       await asyncio.shield(self.ledger.put_soon(

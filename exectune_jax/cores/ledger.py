@@ -49,6 +49,9 @@ CREATE TABLE reused (
 CREATE TABLE outbox (
   seq INTEGER PRIMARY KEY AUTOINCREMENT, source TEXT, key);
 CREATE TABLE segments (name TEXT PRIMARY KEY) WITHOUT ROWID;
+""", """
+ALTER TABLE failed ADD COLUMN at_most REAL;
+ALTER TABLE total ADD COLUMN unknown REAL DEFAULT 0.0;
 """)
 _REPLY = ('text, finish, input_tokens, output_tokens, usd, latency_s, '
           'cached_tokens, thinking_tokens, estimated')
@@ -76,12 +79,14 @@ class Ledger:
   Args:
     path: the SQLite file.
     budget_usd: hard limit on the sum of all replies, those of earlier runs
-      included; 0 means no limit.
+      included, and on the most that tries of unknown cost can have cost; 0
+      means no limit.
   """
 
   def __init__(self, path: str | pathlib.Path, budget_usd: float = 0.0):
     self.path, self.budget_usd = pathlib.Path(path), budget_usd
-    self.owner = f'{os.getpid()}.{secrets.token_hex(4)}'
+    self.budget_name = f'budget_usd={budget_usd:g}'  # for the error
+    self.owner = f'{os.getpid()}.{_born(os.getpid())}.{secrets.token_hex(4)}'
     self._lock = threading.RLock()
     self._soon: list[tuple[asyncio.Future, tuple]] = []
     self._mine: set[str] = set()  # calls that this ledger has in flight
@@ -136,9 +141,10 @@ class Ledger:
         self._bury(db)  # the dead may hold this call, or money
         if not self._affordable(db, worst_usd):
           raise BudgetExhausted(
-              f'budget_usd={self.budget_usd:g}: {self.spent_usd:.4f} dollars '
-              'are spent and the next core call could exceed the budget; '
-              'raise --config.budget_usd and run the same command to go on')
+              f'{self.budget_name}: {self.spent_usd:.4f} dollars are spent'
+              f'{self._in_doubt(db)}, and the next core call could exceed the '
+              'budget; raise --config.budget_usd and run the same command to '
+              'go on')
       db.execute('INSERT INTO flights VALUES (?,?,?,?,?,?)',
                  (key, self.owner, time.time(), core, stage, worst_usd))
     self._mine.add(key)
@@ -197,8 +203,10 @@ class Ledger:
     """
     self._mine.discard(key)
     with self.transaction() as db:
+      held = db.execute('SELECT usd FROM flights WHERE key=?',
+                        (key,)).fetchone()
       db.execute('DELETE FROM flights WHERE key=?', (key,))
-      self._lose(db, core, stage, reason, usd)
+      self._lose(db, core, stage, reason, usd, held[0] if held else 0.0)
 
   @property
   def spent_usd(self) -> float:
@@ -233,28 +241,36 @@ class Ledger:
     if not self.budget_usd:
       return True
     spent, flying = db.execute(
-        'SELECT usd, (SELECT COALESCE(SUM(usd), 0) FROM flights) '
+        'SELECT usd + unknown, (SELECT COALESCE(SUM(usd), 0) FROM flights) '
         'FROM total').fetchone()
     return spent + flying + usd <= self.budget_usd
 
   def _bury(self, db) -> None:
     """Moves tries of processes that died to the failed ones."""
-    for key, owner, core, stage in db.execute(
-        'SELECT key, owner, core, stage FROM flights').fetchall():
+    for key, owner, core, stage, usd in db.execute(
+        'SELECT key, owner, core, stage, usd FROM flights').fetchall():
       if not self._holds(key, owner):
         db.execute('DELETE FROM flights WHERE key=?', (key,))
-        self._lose(db, core, stage, KILLED, None)
+        self._lose(db, core, stage, KILLED, None, usd)
 
   def _holds(self, key: str, owner: str) -> bool:
     """Whether a call is in flight still, and not left over by a process that
     died or by a reply of ours that could not be written."""
     return key in self._mine if owner == self.owner else _alive(owner)
 
-  def _lose(self, db, core, stage, reason, usd) -> None:
-    db.execute('INSERT INTO failed VALUES (?,?,?,?,?)',
-               (time.time(), core, stage, reason[:500], usd))
-    if usd:
-      db.execute('UPDATE total SET usd = usd + ?', (usd,))
+  def _lose(self, db, core, stage, reason, usd, at_most) -> None:
+    """Notes a try without a reply, its cost or the most that it can be."""
+    at_most = at_most if usd is None else None
+    db.execute('INSERT INTO failed VALUES (?,?,?,?,?,?)',
+               (time.time(), core, stage, reason[:500], usd, at_most))
+    db.execute('UPDATE total SET usd = usd + ?, unknown = unknown + ?',
+               (usd or 0.0, at_most or 0.0))
+
+  @staticmethod
+  def _in_doubt(db) -> str:
+    unknown = db.execute('SELECT unknown FROM total').fetchone()[0]
+    return (f', up to {unknown:.4f} more by tries whose cost nobody told'
+            if unknown else '')
 
   @contextlib.contextmanager
   def transaction(self):
@@ -280,9 +296,21 @@ class Ledger:
     return UserError(f'ledger {self.path}: {e}; {fix}')
 
 
+def _born(pid: int) -> str:
+  """When a process began, for a pid alone may be another's by now; '' where
+  the system does not say."""
+  try:
+    boot = pathlib.Path('/proc/sys/kernel/random/boot_id').read_text()
+    stat = pathlib.Path(f'/proc/{pid}/stat').read_text()
+  except OSError:
+    return ''
+  return f'{boot[:8]}-{stat.rpartition(")")[2].split()[19]}'  # proc(5): 22
+
+
 def _alive(owner: str) -> bool:
   """Whether the process that opened a ledger under this name still runs."""
-  pid = int(owner.partition('.')[0])
+  pid, *born, _ = owner.split('.')
+  pid = int(pid)
   if pid == os.getpid():
     return owner in _open
   try:
@@ -291,7 +319,7 @@ def _alive(owner: str) -> bool:
     return False
   except PermissionError:
     pass
-  return True
+  return not any(born) or _born(pid) in ('', *born)
 
 
 if __name__ == '__main__':

@@ -79,7 +79,8 @@ class OpenAICore:
     if self._session is None:
       headers = {'Authorization': f'Bearer {self._key}'} if self._key else {}
       self._session = aiohttp.ClientSession(
-          headers=headers, connector=aiohttp.TCPConnector(limit=0))
+          headers=headers, connector=aiohttp.TCPConnector(limit=0),
+          timeout=aiohttp.ClientTimeout(total=None))  # the client has one
     try:
       async with self._session.post(self._url + self.path,
                                     json=body) as response:

@@ -24,6 +24,18 @@ _KEYS = {'calls': '{0}key', 'failed': '{0}rowid',
          'reused': "{0}run || ' ' || {0}key"}
 
 
+def gather(folder, path: pathlib.Path) -> None:
+  """Brings the segments of all ledgers below a folder together.
+
+  Args:
+    folder: an epath.Path, such as WORKDIR/ledger.
+    path: of the ledger that takes them in.
+  """
+  segments = Segments(path, folder / 'gathered', shared=True)
+  segments.restore()
+  segments.close()
+
+
 class Segments:
   """What stands between a ledger and its folder in a bucket.
 
@@ -130,5 +142,6 @@ def _insert(db, table: str, row: dict) -> int:
       f'INSERT OR IGNORE INTO {table} ({",".join(row)}) VALUES '
       f'({",".join("?" * len(row))})', tuple(row.values()))
   if done.rowcount and table != 'reused':
-    db.execute('UPDATE total SET usd = usd + ?', (row['usd'] or 0.0,))
+    db.execute('UPDATE total SET usd = usd + ?, unknown = unknown + ?',
+               (row['usd'] or 0.0, row.get('at_most') or 0.0))
   return done.rowcount

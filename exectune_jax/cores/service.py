@@ -14,7 +14,7 @@ import json
 import pathlib
 import threading
 
-from exectune_jax import files, interrupt
+from exectune_jax import interrupt
 from exectune_jax.cores import ledger as ledger_lib
 from exectune_jax.cores import prices
 from exectune_jax.cores.base import Core, Price
@@ -62,19 +62,19 @@ class CoreService:
     config: the whole config.
     workdir: holds ledger.sqlite, unless config.ledger says otherwise.
     stage: name for the bill.
-    host, hosts: each of several processes has a ledger of its own, and its
-      share of the budget.
+    host: each of several processes has a ledger of its own.
+    budget_usd: limit of that ledger; None: config.budget_usd, all of it.
   """
 
   def __init__(self, config, workdir: pathlib.Path, stage: str,
-               host: int = 0, hosts: int = 1):
+               host: int = 0, budget_usd: float | None = None):
     self.config = config
     self.stage = ledger_lib.stage_of(config, stage)
-    self.ledger = Ledger(ledger_lib.path_of(config, workdir, host))
-    # What a shared ledger holds has been spent by all; the rest is divided.
-    spent = self.ledger.spent_usd if files.is_url(config.ledger) else 0.0
-    self.ledger.budget_usd = config.budget_usd and max(
-        spent + (config.budget_usd - spent) / hosts, 1e-12)
+    self.ledger = Ledger(ledger_lib.path_of(config, workdir, host),
+                         config.budget_usd)
+    if budget_usd is not None and budget_usd != config.budget_usd:
+      self.ledger.budget_usd = budget_usd
+      self.ledger.budget_name += f', {budget_usd:g} of it for this process'
     self._clients: dict[str, CoreClient] = {}
     self._graders: dict[str, Graders] = {}
     self._limits: dict[str, Concurrency] = {}  # one for each provider
@@ -151,4 +151,4 @@ class CoreService:
           return future.result()
         if interrupt.requested():
           future.cancel()
-        interrupt.check()
+          interrupt.check(agreed=True)  # of several, only one asks cores here

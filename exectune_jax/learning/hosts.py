@@ -16,7 +16,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from exectune_jax import bucket
+from exectune_jax import bucket, files
+from exectune_jax.cores.ledger import Ledger, path_of
 from exectune_jax.errors import UserError
 
 
@@ -86,6 +87,16 @@ def gather(values) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(values))
 
 
+def mean(values: dict[str, float], weight: float = 1.0) -> dict[str, float]:
+  """Means over all processes, of which each has a weight; none if all have
+  none."""
+  rows = np.array(gather_json([weight, *values.values()]))
+  if not rows[:, 0].any():
+    return {}
+  means = np.average(rows[:, 1:], axis=0, weights=rows[:, 0])
+  return dict(zip(values, means.tolist(), strict=True))
+
+
 def gather_json(value) -> list:
   """Plain data of all processes, in their order."""
   if count() == 1:
@@ -96,6 +107,21 @@ def gather_json(value) -> list:
   padded[:len(text)] = text
   return [json.loads(row[:n].tobytes())
           for row, n in zip(gather(padded), sizes, strict=True)]
+
+
+def budget(config, workdir, sharers: int) -> float:
+  """Dollars at which this process's ledger is full, in a stage that `sharers`
+  of the processes pay for: its own bill, and its share of what the bills of
+  all leave of the budget. 0: no limit."""
+  if not config.budget_usd or count() == 1:
+    return config.budget_usd
+  ledger = Ledger(path_of(config, workdir, index()))
+  own = ledger.spent_usd
+  ledger.close()
+  bills = gather_json(own)
+  # Ledgers that are shared by way of a bucket hold each other's bills.
+  known = max(bills) if files.is_url(config.ledger) else sum(bills)
+  return max(own + (config.budget_usd - known) / sharers, 1e-12)
 
 
 def agree(wanted: bool) -> bool:

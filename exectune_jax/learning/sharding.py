@@ -52,8 +52,23 @@ def make_mesh(section, devices=None) -> Mesh:
     raise UserError(f"mesh.mode='pmap': every device holds the whole guide; "
                     f'mesh.fsdp={sizes[1]} and mesh.tensor={sizes[2]} must '
                     "be 1, or use mesh.mode='pjit'")
-  return jax.make_mesh(sizes, AXES, devices=devices,
+  mesh = jax.make_mesh(sizes, AXES, devices=devices,
                        axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+  _check_owners(np.vectorize(lambda d: d.process_index)(mesh.devices))
+  return mesh
+
+
+def _check_owners(process: np.ndarray) -> None:
+  """Each process fills rows of a batch with groups of its own, so no row may
+  lie on two of them.
+
+  process: index of each device's process, [data, fsdp, tensor].
+  """
+  if (process != process[..., :1]).any():
+    held = process.size // len(np.unique(process))
+    raise UserError(f'mesh.tensor={process.shape[2]}: does not fit into one '
+                    f'process, of which each has {held} devices; choose a '
+                    'divisor of that')
 
 
 def put(tree, where: NamedSharding):

@@ -12,7 +12,7 @@ import re
 import jax
 import transformers
 
-from exectune_jax import files, prompts, strategy
+from exectune_jax import files, progress, prompts, strategy
 from exectune_jax.episode import Problem, Strategy
 from exectune_jax.errors import UserError
 from exectune_jax.learning import hosts
@@ -42,7 +42,13 @@ class Guide:
 
   def prompt(self, problem: Problem) -> list[int]:
     """Token ids of the prompt, at most max_prompt_tokens."""
-    return self.whole_prompt(problem)[-self.max_prompt_tokens:]
+    ids = self.whole_prompt(problem)
+    if len(ids) > self.max_prompt_tokens:
+      progress.warn_once(
+          'guide.max_prompt_tokens',
+          f'guide.max_prompt_tokens={self.max_prompt_tokens}: a prompt of '
+          f'{len(ids)} tokens loses its beginning; others may, too')
+    return ids[-self.max_prompt_tokens:]
 
   def whole_prompt(self, problem: Problem) -> list[int]:
     """Token ids of the prompt, through the tokenizer's chat template."""

@@ -18,12 +18,33 @@ COLUMNS = (('acc %', 'accuracy'), ('95% CI', 'ci95'),
            ('degr.', 'degraded_rate'), ('leak', 'leak_rate'),
            ('guide', 'guide_tokens'), ('core', 'core_tokens'),
            ('$/1k', 'usd_per_1k'))
+RATES = 'executability of sampled strategies, and harm of greedy ones'
 
 
 def rows(report: dict) -> list[list[str]]:
   """System table as text."""
   return [[s['name'], *(_show(key, s[key]) for _, key in COLUMNS)]
           for s in report['systems']]
+
+
+def rate_columns(report: dict) -> list[str]:
+  k = next((s['pass_at_k']['k'] for s in report['systems']
+            if s.get('pass_at_k')), 1)
+  return ['system', 'alpha', '95% CI', f'pass@{k}', '95% CI', 'degr.', '95% CI']
+
+
+def rate_rows(report: dict) -> list[list[str]]:
+  """The systems' rates with intervals, as text; alpha and pass@k of those
+  whose strategies were sampled."""
+  found = []
+  for s in report['systems']:
+    passed = s.get('pass_at_k') or {}
+    found.append([s['name'], *(
+        _show(key, value) for key, value in (
+            ('', s['executability']), ('ci95', s.get('executability_ci95')),
+            ('', passed.get('rate')), ('ci95', passed.get('ci95')),
+            ('', s['degraded_rate']), ('ci95', s.get('degraded_ci95'))))])
+  return found
 
 
 def pair_rows(report: dict) -> list[list[str]]:
@@ -36,9 +57,10 @@ def pair_rows(report: dict) -> list[list[str]]:
 
 
 def tables(report: dict) -> list[Table]:
-  """The two tables for the terminal."""
+  """The tables for the terminal."""
   return [_table(headline(report), ['system', *(c for c, _ in COLUMNS)],
                  rows(report)),
+          _table(RATES, rate_columns(report), rate_rows(report)),
           _table('paired differences in points',
                  ['pair', 'difference', '95% interval', 'McNemar p'],
                  pair_rows(report))]
@@ -92,15 +114,17 @@ def page(reports: Sequence[dict], episodes: dict[str, Sequence[Episode]],
     parts.append(f'<h2>{html.escape(headline(report))}</h2>')
     parts.append(_html_table(['system', *(c for c, _ in COLUMNS)],
                              rows(report)))
+    parts.append(f'<h3>{RATES.capitalize()}</h3>' + _html_table(
+        rate_columns(report), rate_rows(report)))
     parts.append('<h3>Paired differences in points</h3>' + _html_table(
         ['pair', 'difference', '95% interval', 'McNemar p'],
         pair_rows(report)))
   parts.append('<p>Rates in percent. guide, core: tokens per problem. $/1k: '
                'dollars per 1,000 problems, guide and core. alpha: share of '
                'strategies sampled at temperature 1 with which the core '
-               'succeeds. A malformed strategy counts as '
-               'wrong. degraded: the core was right alone and wrong with the '
-               'strategy.</p><h2>Episodes</h2>')
+               'succeeds; pass@k: of problems on which one of k does. A '
+               'malformed strategy counts as wrong. degraded: the core was '
+               'right alone and wrong with the strategy.</p><h2>Episodes</h2>')
   for name, chosen in episodes.items():
     parts.append(f'<h3>{html.escape(name)}</h3>')
     parts.extend(_html_episode(e) for e in chosen)

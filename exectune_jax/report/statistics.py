@@ -8,7 +8,7 @@ from collections.abc import Sequence
 Z95 = 1.959963984540054
 
 
-def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
+def wilson(successes: float, n: float, z: float = Z95) -> tuple[float, float]:
   """Score interval of a proportion (Wilson, 1927)."""
   if n == 0:
     return 0.0, 1.0
@@ -21,21 +21,40 @@ def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
           1.0 if successes == n else centre + half)
 
 
+def clustered(rates: Sequence[float], z: float = Z95) -> tuple[float, float]:
+  """Interval of a mean of rates, several draws of one problem being a rate.
+
+  Wilson's, for as many draws as would make the variance between problems if
+  they were independent (Kish's design effect); one draw a problem is
+  `wilson`.
+  """
+  n = len(rates)
+  if n == 0:
+    return 0.0, 1.0
+  p = sum(rates) / n
+  variance = sum((r - p) ** 2 for r in rates) / n ** 2
+  effective = p * (1 - p) / variance if variance > 0 else n
+  return wilson(p * effective, effective, z)
+
+
 def paired_difference(a: Sequence[bool], b: Sequence[bool], z: float = Z95
                       ) -> tuple[float, tuple[float, float]]:
   """Accuracy of a minus that of b on the same problems, with interval.
 
-  The interval is Wald's for paired proportions: with discordant shares
-  p10 and p01, variance (p10 + p01 - (p10 - p01)^2) / n.
+  The interval is that of Agresti and Min (2005): Wald's for paired
+  proportions, with half a problem added to each of the four outcomes. Where
+  systems never differ it has a width all the same.
   """
   n = len(a)
   if n == 0:
     return 0.0, (-1.0, 1.0)
-  p10 = sum(x and not y for x, y in zip(a, b, strict=True)) / n
-  p01 = sum(y and not x for x, y in zip(a, b, strict=True)) / n
-  difference = p10 - p01
-  half = z * math.sqrt(max(0.0, p10 + p01 - difference ** 2) / n)
-  return difference, (difference - half, difference + half)
+  only_a = sum(x and not y for x, y in zip(a, b, strict=True))
+  only_b = sum(y and not x for x, y in zip(a, b, strict=True))
+  p10, p01 = (only_a + 0.5) / (n + 2), (only_b + 0.5) / (n + 2)
+  centre = p10 - p01
+  half = z * math.sqrt((p10 + p01 - centre ** 2) / (n + 2))
+  return (only_a - only_b) / n, (max(-1.0, centre - half),
+                                 min(1.0, centre + half))
 
 
 def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:

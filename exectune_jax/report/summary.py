@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import statistics as st
 from collections.abc import Mapping, Sequence
@@ -32,7 +33,7 @@ def summarise(task: str, core: str, greedy: Mapping[str, Sequence[Episode]],
     kept = [(e, p, a) for e, p, a in zip(episodes, lengths, alone, strict=True)
             if e.status != LOST]
     systems.append({'name': name, **_system(kept, usd_per_guide_token),
-                    'executability': _alpha(sampled.get(name)),
+                    **_alpha(sampled.get(name)),
                     'lost': len(episodes) - len(kept)})
   pairs = [_pair(a, b, greedy) for b, a in itertools.combinations(greedy, 2)]
   return {'task': task, 'core': core, 'n': len(alone), 'systems': systems,
@@ -49,11 +50,12 @@ def _system(kept, usd_per_guide_token) -> dict:
   usd = sum(e.execution.usd if e.execution else 0.0 for e, _, _ in kept)
   usd += sum(guide) * usd_per_guide_token
   known = [(e, a) for e, _, a in kept if a.status != LOST]
+  degraded = sum(a.success and not e.success for e, a in known)
   return {
       'accuracy': right / n, 'ci95': list(statistics.wilson(right, len(kept))),
       'malformed_rate': sum(e.status == MALFORMED for e, _, _ in kept) / n,
-      'degraded_rate': sum(a.success and not e.success for e, a in known)
-                       / max(1, len(known)),
+      'degraded_rate': degraded / max(1, len(known)),
+      'degraded_ci95': list(statistics.wilson(degraded, len(known))),
       'leak_rate': sum(e.leaks for e, _, _ in kept) / n,
       'guide_tokens': st.fmean(guide) if guide else 0.0,
       'core_tokens': st.fmean(core) if core else 0.0,
@@ -61,9 +63,23 @@ def _system(kept, usd_per_guide_token) -> dict:
       'usd_per_solved': usd / right if right else None}
 
 
-def _alpha(episodes) -> float | None:
-  known = [e for e in episodes or () if e.status != LOST]
-  return st.fmean(e.success for e in known) if known else None
+def _alpha(episodes) -> dict:
+  """Executability, and the chance that one of all draws of a problem works,
+  with intervals."""
+  draws = collections.defaultdict(list)
+  for e in episodes or ():
+    if e.status != LOST:
+      draws[e.problem.id].append(e.success)
+  if not draws:
+    return {'executability': None, 'pass_at_k': None}
+  rates = [st.fmean(d) for d in draws.values()]
+  k = max(map(len, draws.values()))
+  whole = [d for d in draws.values() if len(d) == k]
+  passed = [statistics.pass_at_k(k, sum(d), k) for d in whole]
+  return {'executability': st.fmean(rates),
+          'executability_ci95': list(statistics.clustered(rates)),
+          'pass_at_k': {'k': k, 'rate': st.fmean(passed),
+                        'ci95': list(statistics.clustered(passed))}}
 
 
 def _pair(a: str, b: str, greedy) -> dict:

@@ -17,7 +17,7 @@ import tempfile
 from exectune_jax.episode import Problem, Verdict, to_dict
 from exectune_jax.errors import Lost
 
-DEADLINE_S = 30.0  # for one text
+DEADLINE_S = 30.0  # for one text, beside what its programs may take
 RECYCLE = 2000  # texts after which a worker is replaced
 MAX_LINE = 64 << 20  # bytes of one question to a worker
 
@@ -33,6 +33,7 @@ class Graders:
 
   def __init__(self, options, shots: int, processes: int):
     self._hello = json.dumps({'options': options.to_dict(), 'shots': shots})
+    self._deadline_s = DEADLINE_S + options.timeout_s
     self._idle: list[_Worker] = []
     self._places = asyncio.Semaphore(processes)
 
@@ -49,10 +50,11 @@ class Graders:
     async with self._places:
       worker = self._idle.pop() if self._idle else _Worker(self._hello)
       try:
-        async with asyncio.timeout(DEADLINE_S):
+        async with asyncio.timeout(self._deadline_s):
           kind, value = await worker.ask(line)
       except TimeoutError as e:
-        raise Lost(f'grader gave no verdict in {DEADLINE_S:g} s') from e
+        raise Lost('grader gave no verdict in '
+                   f'{self._deadline_s:g} s') from e
       except (OSError, ValueError, EOFError) as e:
         said = await worker.epitaph()
         raise Lost(f'grader crashed: {said or type(e).__name__}') from e

@@ -30,6 +30,7 @@ from exectune_jax.tasks import load_problems, make_task
 
 def run(config, workdir):
   """Runs the stage; see the module docstring. One process does it for all."""
+  budget = hosts.budget(config, workdir, sharers=1)
   if not hosts.first():
     return
   folder = workdir / 'collect'
@@ -40,7 +41,7 @@ def run(config, workdir):
   task = make_task(config.task, config.core.shots)
   problems = load_problems(task, 'train')[:config.collect.problems]
   estimate.show(config, 'collect', workdir, problems)
-  with CoreService(config, workdir, 'collect') as cores:
+  with CoreService(config, workdir, 'collect', budget_usd=budget) as cores:
     executor = Executor(cores, task, config)
     teacher = make_teacher(config, cores)
     rows = cores.run(_collect(problems, executor, teacher, config, cores))

@@ -40,7 +40,6 @@ def run(config, workdir):
   if 'large_core' in systems and not config.large_core.name:
     raise UserError("large_core.name='': name the core that evaluate.systems "
                     'asks for')
-  (workdir / 'evaluate').mkdir(exist_ok=True)
   if config.evaluate.split not in ('train', 'validation', 'test'):
     raise UserError(f"evaluate.split='{config.evaluate.split}': choose from "
                     'train, validation, test')
@@ -48,31 +47,36 @@ def run(config, workdir):
   learner = None
   if set(systems) - set(UNGUIDED):
     learner = Learner(config, workdir, config.rl)
-  with CoreService(config, workdir, 'evaluate', hosts.index()) as cores:
+  budget = hosts.budget(config, workdir, sharers=1)
+  with CoreService(config, workdir, 'evaluate', hosts.index(),
+                   budget) as cores:
+    folder = workdir / 'evaluate'
     results = [_task_report(config, config.evaluate.split, learner, cores,
-                            workdir)]
+                            folder)]
     if config.evaluate.transfer:
       if hosts.first():
         _publish(results, config, workdir)  # in case the second one fails
       other, split = _transfer(config)
-      results.append(_task_report(other, split, learner, cores, workdir))
+      results.append(_task_report(other, split, learner, cores,
+                                  folder / 'transfer'))
   if hosts.first():
     _publish(results, config, workdir)
 
 
-def _task_report(config, split, learner, cores, workdir):
+def _task_report(config, split, learner, cores, folder):
   """(report, episodes of every system) for one task."""
+  folder.mkdir(exist_ok=True)
+  task_name = config.task.name.replace(':', '.')
   task = make_task(config.task, config.core.shots)
   problems = load_problems(task, split)
   greedy, sampled, lengths = {}, {}, {}
   for name in config.evaluate.systems:
-    stamp = _stamp(name, workdir)
+    stamp = _stamp(name, learner, config.evaluate)
     draws = [('greedy', 1, 0.0)]
     if name not in UNGUIDED and config.evaluate.alpha_samples:
       draws.append(('sampled', config.evaluate.alpha_samples, 1.0))
     for kind, count, temperature in draws:
-      path = (workdir / 'evaluate'
-              / f'{config.task.name.replace(":", ".")}_{name}_{kind}.jsonl')
+      path = folder / f'{task_name}_{name}_{kind}.jsonl'
       episodes = _attempts(name, problems, count, temperature, learner, cores,
                            config, path, stamp)
       if not hosts.first():  # the first process asks the core for all
@@ -151,14 +155,15 @@ def _transfer(config):
   return other, split
 
 
-def _stamp(name, workdir) -> dict:
-  """Which weights wrote the strategies of a file."""
+def _stamp(name, learner, options) -> dict:
+  """From which weights, and how, the strategies of a file were drawn."""
   if name in UNGUIDED:
     return {'guide': None}
-  checkpoints = Checkpoints(workdir / 'guides' / name)
+  checkpoints = Checkpoints(learner.workdir / 'guides' / name)
   step = checkpoints.latest()
   checkpoints.close()
-  return {'guide': name, 'step': step}
+  return {'guide': name, 'step': step, 'top_k': options.top_k,
+          'top_p': options.top_p}
 
 
 def _read(path, stamp) -> list[Episode]:

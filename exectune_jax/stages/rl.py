@@ -91,8 +91,9 @@ def run(config, workdir):
     checkpoints.save(state, {'next_group': next_group, 'pending': pending,
                              'replaced': aside})
 
+  budget = hosts.budget(config, workdir, hosts.count())
   with CoreService(config, workdir, f'rl:{rl.output}', hosts.index(),
-                   hosts.count()) as cores, \
+                   budget) as cores, \
       progress.track(f'rl {rl.output}: steps', rl.steps, step,
                      lambda: cores.ledger.spent_usd) as advance:
     collector, usd = Collector(cores, task, config), cores.ledger.spent_usd
@@ -136,13 +137,12 @@ def run(config, workdir):
         # 4. Bookkeeping, while the update runs; metrics one step late.
         note = _report(late, writer)
         usd, before = cores.ledger.spent_usd, usd
-        report = summarise(groups, rows, step, rl) | clock.report() | core | {
-            'replaced': (len(replaced) * hosts.count()
-                         / (rl.groups * rl.group_size)),
-            'usd_step': (usd - before) * hosts.count(),
-            'usd_total': usd * hosts.count()}
-        report = dict(zip(report, hosts.gather(list(report.values())).mean(0),
-                          strict=True))
+        report = summarise(groups, rows, step, rl) | hosts.mean(
+            clock.report() | core | {
+                'replaced': (len(replaced) * hosts.count()
+                             / (rl.groups * rl.group_size)),
+                'usd_step': (usd - before) * hosts.count(),
+                'usd_total': usd * hosts.count()})
         late = (step, values, report)
         for row in (*replaced, *(to_dict(e) for g in groups for e in g)):
           log.write(json.dumps({'step': step, **row}) + '\n')
@@ -256,19 +256,24 @@ def make_batch(groups, guide, rl) -> dict[str, np.ndarray]:
 
 
 def summarise(groups, batch, step, rl) -> dict[str, float]:
-  """Reward statistics of one step; rates are over episodes not lost."""
+  """Reward statistics of one step, of all processes; rates are over episodes
+  not lost, and left out if all are."""
   episodes = [e for group in groups for e in group]
   known = [e for e in episodes if e.status != LOST]
   n = max(1, len(known))
   bases = {e.group: e.base for e in known}
   ages = [step - 1 - group[0].version for group in groups]
-  report = {
+  rates = {
       'reward': sum(e.reward.total for e in known) / n,
       'success': sum(e.success for e in known) / n,
       'malformed': sum(e.status == MALFORMED for e in known) / n,
       'leaks': sum(e.leaks for e in known) / n,
       'degraded': sum(e.base > e.success for e in known) / n,
-      'core_alone': sum(bases.values()) / max(1, len(bases)),
+      'core_alone': sum(bases.values()) / max(1, len(bases))}
+  for part in ('exec', 'judge', 'leak', 'degrade', 'cost'):
+    rates[f'part_{part}'] = sum(e.reward.parts.get(part, 0.0)
+                                for e in known) / n
+  return hosts.mean(rates, len(known)) | hosts.mean({
       'lost': 1 - len(known) / len(episodes),
       'no_signal': float(np.mean([
           not np.any(a) for a in np.split(batch['advantage_BT'],
@@ -278,11 +283,7 @@ def summarise(groups, batch, step, rl) -> dict[str, float]:
       **{f'staleness_{age}': ages.count(age) / len(ages)
          for age in range(rl.max_staleness + 1)},
       'strategy_tokens': float(np.mean([len(e.strategy.tokens)
-                                        for e in episodes]))}
-  for part in ('exec', 'judge', 'leak', 'degrade', 'cost'):
-    report[f'part_{part}'] = sum(e.reward.parts.get(part, 0.0)
-                                 for e in known) / n
-  return report
+                                        for e in episodes]))})
 
 
 def _report(late, writer) -> str:
@@ -295,6 +296,8 @@ def _report(late, writer) -> str:
     values['effective_samples'] = (values['tis_weight'] ** 2
                                    / max(values['tis_weight_sq'], 1e-9))
   writer.write(step, {**values, **report})
+  if 'reward' not in report:
+    return 'all episodes lost'
   return f'reward {report["reward"]:.3f}, success {report["success"]:.3f}'
 
 
