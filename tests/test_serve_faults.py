@@ -100,6 +100,20 @@ def test_a_core_that_fails_is_an_error_that_clients_know(trained, tmp_path,
       assert 'exectune_errors_total{status="502"} 3.0' in text
 
 
+def test_a_temperature_that_the_core_lacks_is_the_clients_error(
+    trained, tmp_path, monkeypatch):
+  pytest.importorskip('anthropic')
+  monkeypatch.setenv('ANTHROPIC_API_KEY', 'key')
+  with FakeProviders(lambda text: 'fine') as fake:
+    config = make_config(**{
+        'core.name': f'anthropic:m@{fake.url}', 'core.temperature': 1.0,
+        'core.usd_per_1m_input': 1.0, 'core.usd_per_1m_output': 1.0})
+    with served(trained[0], config, tmp_path) as url:
+      status, data = complete(url, temperature=0.3)
+      assert (status, data['error']['param']) == (400, 'temperature')
+      assert complete(url)[0] == 200
+
+
 def test_the_budget_holds_and_says_so(trained, tmp_path):
   config = make_config(budget_usd=1e-6)
   with served(trained[0], config, tmp_path) as url:

@@ -112,6 +112,10 @@ class FatalError(Exception):
   """No request can succeed: wrong key, unknown model."""
 
 
+class TemperatureError(FatalError):
+  """The core samples at another temperature only."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Usage:
   """Tokens of a reply, read strictly: a nonsense count is no count."""
@@ -148,12 +152,12 @@ def only_temperature_one(request: CoreRequest, who: str) -> None:
   At temperature 0 one draw stands for all, which it would not here.
 
   Raises:
-    FatalError: another temperature is asked for.
+    TemperatureError: another temperature is asked for.
   """
   if request.temperature != 1:
-    raise FatalError(f'{who} samples at temperature 1 only, not '
-                     f"{request.temperature:g}; set this core's "
-                     'temperature=1.0, and samples_alone=4 for the target')
+    raise TemperatureError(
+        f'{who} samples at temperature 1 only, not {request.temperature:g}; '
+        "set this core's temperature=1.0, and samples_alone=4 for the target")
 
 
 def make_reply(core: Core, request: CoreRequest, text: str,

@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from exectune_jax.cores.base import RequestError
+from exectune_jax.cores.base import RequestError, TemperatureError
 from exectune_jax.errors import BudgetExhausted, Lost, UserError
 from exectune_jax.serving import wire
 from exectune_jax.serving.guided import Answer, GuidedCore
@@ -170,6 +170,9 @@ class Endpoint:
                      'insufficient_quota', kind='insufficient_quota') from e
     except (Lost, UserError) as e:
       print(f'error: {e}', file=sys.stderr, flush=True)
+      if isinstance(e.__cause__, TemperatureError):
+        raise ApiError(400, 'temperature: this core samples at 1 only',
+                       param='temperature') from e
       if isinstance(e.__cause__, RequestError):
         raise ApiError(400, 'the core rejects this request', 'core_refused'
                        ) from e
