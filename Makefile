@@ -23,4 +23,4 @@ test: venv
 	  --no-loadscope-reorder --durations 15
 
 test-full: venv
-	$(BIN)/python -m pytest
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest

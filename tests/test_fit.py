@@ -20,7 +20,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def fit(*args, config='configs/quickstart.py', topology='v5e:2x4'):
-  env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+  env = {k: v for k, v in os.environ.items() if k not in (
+      'XLA_FLAGS', 'JAX_DISABLE_MOST_OPTIMIZATIONS')}
   return subprocess.run(
       [sys.executable, '-m', 'exectune_jax.fit', f'--config={config}',
        f'--topology={topology}', *args], cwd=ROOT, text=True, env=env,

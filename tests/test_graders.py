@@ -73,7 +73,8 @@ def test_workers_are_recycled(config, monkeypatch):
 
 
 def test_latex_that_takes_for_ever_is_lost(config, monkeypatch):
-  monkeypatch.setattr(graders, 'DEADLINE_S', 4.0)
+  monkeypatch.setattr(graders, 'DEADLINE_S', 3.0)
+  config.task.timeout_s = 1.0
   evil = r'\boxed{' + '9^{' * 12 + '9' + '}' * 12 + '}'
   bad, good = grade(config, evil, r'\boxed{\frac{12}{2}}', processes=1,
                     together=False)

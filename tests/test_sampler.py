@@ -227,4 +227,5 @@ def test_eight_devices_sample_what_one_does(setup):
     assert len(found) == len(one)
     for key, tokens, logprobs in found:
       assert tuple(tokens) == one[tuple(key)].tokens
-      np.testing.assert_allclose(logprobs, one[tuple(key)].logprobs, atol=1e-5)
+      # float32 sums in another order; values reach -4
+      np.testing.assert_allclose(logprobs, one[tuple(key)].logprobs, atol=3e-5)
