@@ -85,9 +85,11 @@ def test_exported_guides_give_the_same_logits(tmp_path, lora_rank):
 REPORT = {
     'task': 'word_problems', 'core': 'toy:small', 'n': 300, 'systems': [
         {'name': 'core_alone', 'accuracy': 0.267, 'ci95': [0.22, 0.319],
-         'degraded_rate': 0.0, 'usd_per_1k': 0.0096},
+         'degraded_rate': 0.0, 'degraded_ci95': [0.0, 0.013],
+         'usd_per_1k': 0.0096},
         {'name': 'base', 'accuracy': 0.65, 'ci95': [0.594, 0.702],
-         'degraded_rate': 0.023, 'usd_per_1k': 0.0123}],
+         'degraded_rate': 0.023, 'degraded_ci95': [0.011, 0.048],
+         'usd_per_1k': 0.0123}],
     'paired': [{'a': 'base', 'b': 'core_alone', 'difference': 0.383,
                 'ci95': [0.32, 0.446], 'mcnemar_p': 1e-9}]}
 
@@ -99,8 +101,8 @@ def test_the_model_card_has_the_reports_numbers(tmp_path):
   (tmp_path / 'w/report.json').write_text(json.dumps(REPORT))
   export.run(config, tmp_path / 'w')
   text = path.read_text()
-  assert '| core_alone | 26.7 (22.0-31.9) | 0.0 | 0.0096 |' in text
-  assert '| base | 65.0 (59.4-70.2) | 2.3 | 0.0123 |' in text
+  assert '| core_alone | 26.7 (22.0-31.9) | 0.0 (0.0-1.3) | 0.0096 |' in text
+  assert '| base | 65.0 (59.4-70.2) | 2.3 (1.1-4.8) | 0.0123 |' in text
   assert 'Paired difference: +38.3 points [+32.0, +44.6].' in text
   front = yaml.safe_load(text.split('---')[1])
   assert front == {'library_name': 'transformers', 'tags': [

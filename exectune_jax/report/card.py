@@ -62,14 +62,13 @@ def _results(name, report) -> str:
     return 'This guide has not been evaluated.'
   rows = [f'{report["n"]} held-out problems of `{report["task"]}`, core '
           f'`{report["core"]}`.', '',
-          '| system | accuracy % (95%) | degraded % | $ per 1,000 |',
+          '| system | accuracy % (95%) | degraded % (95%) | $ per 1,000 |',
           '|---|---|---|---|']
   for system in dict.fromkeys(('core_alone', name)):
     if system in held:
       s = held[system]
-      low, high = (100 * x for x in s['ci95'])
-      rows.append(f'| {system} | {100 * s["accuracy"]:.1f} ({low:.1f}-'
-                  f'{high:.1f}) | {100 * s["degraded_rate"]:.1f} | '
+      rows.append(f'| {system} | {_percent(s["accuracy"], s["ci95"])} | '
+                  f'{_percent(s["degraded_rate"], s.get("degraded_ci95"))} | '
                   f'{s["usd_per_1k"]:.4g} |')
   for pair in report['paired']:
     if (pair['a'], pair['b']) == (name, 'core_alone'):
@@ -77,6 +76,13 @@ def _results(name, report) -> str:
       rows += ['', f'Paired difference: {100 * pair["difference"]:+.1f} '
                    f'points [{low:+.1f}, {high:+.1f}].']
   return '\n'.join(rows)
+
+
+def _percent(rate: float, interval) -> str:
+  if interval is None:  # a report from before there was one
+    return f'{100 * rate:.1f}'
+  low, high = (100 * x for x in interval)
+  return f'{100 * rate:.1f} ({low:.1f}-{high:.1f})'
 
 
 def read_report(path) -> dict | None:
