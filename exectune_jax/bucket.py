@@ -71,7 +71,7 @@ def attach(url: str, host: int, ledger: str = '',
   except Exception as e:  # noqa: BLE001 each storage has errors of its own
     raise UserError(f"--workdir='{url}': {type(e).__name__}: {str(e)[:200]}; "
                     'is the bucket there, may you write to it, and is '
-                    "'exectune_jax[gcs]' installed?") from e
+                    "the extra '.[gcs]' installed?") from e
   mirror.start()
   _mirror = mirror
   return local

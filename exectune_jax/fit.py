@@ -3,7 +3,7 @@
   python -m exectune_jax.fit --config configs/gsm8k.py --topology v6e:2x4
 
 Compiles the programs of the config for the named topology (libtpu does so on
-any machine: pip install 'exectune_jax[tpu]'), at their largest shapes, and
+any machine: pip install -e '.[tpu]'), at their largest shapes, and
 prints per chip: memory against what the chip has, operations, bytes, the
 roofline time, and dollars per 1,000 steps at that time. Real steps take
 longer, and RL steps wait for the core as well. Exit code 1: it does not fit.
@@ -69,7 +69,7 @@ def topology(name: str):
   except Exception as e:  # noqa: BLE001 jaxlib raises its own classes
     text = str(e).splitlines()[0][:200]
     raise UserError(f"--topology='{name}': {text}; name an arrangement that "
-                    "exists, such as 2x4, and install 'exectune_jax[tpu]'"
+                    "exists, such as 2x4, and pip install -e '.[tpu]'"
                     ) from e
   return roofline.CHIPS[kind], list(found.devices)
 

@@ -28,7 +28,7 @@ class AnthropicCore:
       import anthropic
     except ImportError as e:
       raise UserError(f"name='{self.name}': needs the package anthropic: pip "
-                      "install 'exectune_jax[anthropic]'") from e
+                      "install -e '.[anthropic]'") from e
     key = os.environ.get('ANTHROPIC_API_KEY')
     if not key:
       raise UserError(f"name='{self.name}': set ANTHROPIC_API_KEY in the "

@@ -32,7 +32,7 @@ def run(config, workdir):
     from exectune_jax.serving.app import Endpoint, is_loopback
   except ImportError as e:
     raise UserError(f"stages='serve': needs the package {e.name}: pip install "
-                    "'exectune_jax[serve]'") from e
+                    "-e '.[serve]'") from e
   from exectune_jax.serving.engine import Engine
   from exectune_jax.serving.guided import GuidedCore
   s = config.serve
