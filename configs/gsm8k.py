@@ -4,7 +4,7 @@ One TPU VM with 8 chips: v6e-8 or v5litepod-8, says python -m exectune_jax.fit.
 A starting point: it compiles and fits, it has not been run by us.
 
   export GEMINI_API_KEY=...
-  python -m exectune_jax.main --workdir runs/gsm8k --config.budget_usd=20 \
+  python -m exectune_jax.main --workdir runs/gsm8k --config.budget_usd=40 \
       --config configs/gsm8k.py:core=gemini:gemini-2.5-flash-lite
 
 Arguments: guide (a row of models/zoo.py, downloaded from the hub unless
