@@ -273,7 +273,7 @@ def test_a_real_client_of_google_cloud_storage(tmp_path, monkeypatch):
 @pytest.mark.parametrize('url', ['nothing://x', 'file:///proc/x'])
 def test_what_is_no_bucket_is_one_line(url, tmp_path, monkeypatch):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-  with pytest.raises(UserError, match='--workdir=.*exectune_jax'):
+  with pytest.raises(UserError, match=r'--workdir=.*\[gcs\]'):
     bucket.attach(url, 0)
 
 
