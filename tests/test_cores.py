@@ -239,6 +239,44 @@ def test_whoever_waits_for_a_rate_keeps_no_other_from_the_provider(
   asyncio.run(run())
 
 
+def test_a_retry_does_not_wait_behind_those_that_have_not_begun(
+    config, ledger):
+  """Sixty requests at a place for two, a hundred a second; the first is
+  refused and has a second's time to be answered."""
+  config.core.update(requests_per_minute=6000, concurrency=2, deadline_s=20.0)
+  order = []
+  class Refuses(Scripted):
+    async def generate(self, request):
+      order.append(request.messages[0][1])
+      return await super().generate(request)
+  core = Refuses(RetryableError('429', 0.0), reply())
+  async def run():
+    client = CoreClient(core, ledger, config.core, 'test')
+    await client._requests.take(6000)  # from now on one comes every 10 ms
+    return await asyncio.gather(*[
+        client.call(request(str(i))) for i in range(60)])
+  assert asyncio.run(run()) == [reply()] * 60
+  assert order.index('0') == 0 and order[1:].index('0') < 10
+
+
+def test_who_gives_up_while_waiting_for_a_place_gives_its_rate_back(
+    config, ledger):
+  config.core.update(requests_per_minute=60, tokens_per_minute=6000)
+  async def run():
+    limit = Concurrency(1, 1)
+    client = CoreClient(Scripted(reply()), ledger, config.core, 'test', 'core',
+                        limit)
+    async with limit.slot():
+      waiting = asyncio.create_task(client.call(request()))
+      await asyncio.sleep(0.05)
+      assert client._requests.level < 60
+      waiting.cancel()
+      await asyncio.wait([waiting])
+      await asyncio.sleep(0.05)
+    return client._requests.level, client._tokens.level
+  assert asyncio.run(run()) == pytest.approx((60.0, 6000.0))
+
+
 def test_asking_whether_another_has_the_reply_uses_up_no_rate(
     config, ledger, tmp_path):
   """Six looks at what another process has in flight, two requests a minute."""
@@ -258,13 +296,13 @@ def test_asking_whether_another_has_the_reply_uses_up_no_rate(
 
 
 def test_a_pause_longer_than_the_deadline_is_not_waited_for(config, ledger):
-  """'Come back in ten hours' is why the call is lost, and holds up nobody
-  for longer than the deadline."""
+  """'Come back in ten hours' stops the run with the reason, and holds up
+  nobody for longer than the deadline."""
   config.core.deadline_s = 20.0
   error = RetryableError('429: daily quota', 36000.0, overload=True, usd=0.0)
   async def run():
     client = CoreClient(Scripted(error, reply()), ledger, config.core, 'test')
-    with pytest.raises(Lost, match='daily quota'):
+    with pytest.raises(UserError, match='daily quota; it asks to wait 36000 s'):
       await asyncio.wait_for(client.call(request()), 10)
     return client.limit._paused_until - time.monotonic()
   assert 15 < asyncio.run(run()) <= 20

@@ -124,16 +124,19 @@ def test_missing_addresses_name_the_variable(monkeypatch):
     ('', (0.5, 0.1), 2, (0.7, 0.3)),  # 0.4 are left for both
     ('', (0.5, 0.1), 1, (0.9, 0.5)),  # or for the one that asks
     ('file:///ledger', (0.6, 0.6), 2, (0.8, 0.8)),  # both know all bills
-    ('', (0.9, 0.2), 2, (0.85, 0.15))])  # more than there was
+    ('', (0.9, 0.2), 2, (0.85, 0.15)),  # more than there was
+    ('', (0.3, None), 1, (0.5, 0.7))])  # None: 0.5 at most, nobody knows
 def test_the_budget_is_what_all_have_left(config, tmp_path, monkeypatch, shared,
                                           spent, sharers, limits):
   config.budget_usd, config.ledger = 1.0, shared
   for host, usd in enumerate(spent):
     ledger = Ledger(path_of(config, tmp_path, host))
+    ledger.begin('k', 'c', 's', 0.5)
     ledger.fail('k', 'c', 's', 'paid for nothing', usd)
     ledger.close()
   monkeypatch.setattr(hosts, 'count', lambda: 2)
-  monkeypatch.setattr(hosts, 'gather_json', lambda _: list(spent))
+  monkeypatch.setattr(hosts, 'gather_json', lambda own: [
+      0.5 if s is None else s for s in spent])
   for host, limit in enumerate(limits):
     monkeypatch.setattr(hosts, 'index', lambda host=host: host)
     assert hosts.budget(config, tmp_path, sharers) == pytest.approx(limit)

@@ -112,3 +112,15 @@ def test_an_episode_whose_judge_is_lost_is_lost(config, tmp_path):
         strategy=strategy.parse('<strategy>3 * 4</strategy>'))))
   assert (done.status, done.reward, done.execution) == (LOST, None, None)
   assert done.lost_reason.startswith('judge: not the JSON asked for')
+
+
+def test_a_judge_that_refuses_is_lost_at_once(config):
+  class Refuses:
+    calls = 0
+    async def call(self, request):
+      self.calls += 1
+      return Execution('', 'refused', 0, 0, 0.0, 0.0)
+  client = Refuses()
+  with pytest.raises(Lost, match='refused'):
+    asyncio.run(judge.judge(client, config.judge, 'q', 'b'))
+  assert client.calls == 1

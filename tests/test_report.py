@@ -4,7 +4,7 @@ import pytest
 
 from exectune_jax.episode import (LOST, MALFORMED, Episode, Execution, Problem,
                                   Strategy, Verdict)
-from exectune_jax.report import page, statistics, summary
+from exectune_jax.report import page, reading, statistics, summary
 
 
 def test_pass_at_k_golden(shared):
@@ -47,13 +47,16 @@ def test_paired_interval_closed_form():
 
 def test_interval_of_several_draws_a_problem():
   # One draw a problem, or draws that always agree: as many as problems.
-  assert statistics.clustered([1.0] * 81 + [0.0] * 182) == pytest.approx(
+  assert statistics.clustered([1.0] * 81 + [0.0] * 182, 526) == pytest.approx(
       statistics.wilson(81, 263))
   # Rates 0, .5, .5, 1: variance of the mean 1/32, as of 8 independent draws.
-  assert statistics.clustered([0.0, 0.5, 0.5, 1.0]) == pytest.approx(
+  assert statistics.clustered([0.0, 0.5, 0.5, 1.0], 8) == pytest.approx(
       statistics.wilson(4, 8))
-  assert statistics.clustered([1.0] * 20) == pytest.approx((0.8389, 1.0),
-                                                          abs=1e-4)
+  # Rates that agree by chance are no more than their eight draws.
+  assert statistics.clustered([0.5, 0.5, 0.5, 1.0], 8) == pytest.approx(
+      statistics.wilson(5, 8))
+  assert statistics.clustered([1.0] * 20, 40) == pytest.approx((0.8389, 1.0),
+                                                               abs=1e-4)
 
 
 def test_mcnemar_by_hand():
@@ -130,3 +133,16 @@ def test_terminal_table_fits_80_columns():
   assert 'core_alone' in text and '…' not in text
   assert 'guide - core_alone' in text
   assert '5 held-out problems, 1 episodes lost' in text
+
+
+def test_curves_leave_out_steps_of_which_nothing_is_known(tmp_path):
+  folder = tmp_path / 'guides/exectune'
+  folder.mkdir(parents=True)
+  rows = [{'step': 1, 'loss': 1.0}, {'step': 2, 'loss': 0.5, 'reward': 0.25},
+          {'step': 3, 'loss': 0.4, 'reward': 0.75}]
+  (folder / 'metrics.jsonl').write_text(''.join(
+      json.dumps(row) + '\n' for row in rows))
+  drawn = {a.get_title(): a.lines[0].get_xydata().tolist()
+           for a in reading.curves(tmp_path, 'exectune').axes}
+  assert drawn == {'loss': [[1, 1.0], [2, 0.5], [3, 0.4]],
+                   'reward': [[2, 0.25], [3, 0.75]]}

@@ -246,7 +246,9 @@ def test_lost_rewards_stop_the_run_with_the_reason(prepared, tmp_path):
                      'injected failure'):
     rl.run(config, workdir)
   metrics = workdir / 'guides/exectune/metrics.jsonl'
-  for row in map(json.loads, metrics.read_text().splitlines()):
+  rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+  assert rows
+  for row in rows:
     assert row['lost'] == 1.0 and 'reward' not in row  # unknown is not 0
 
 

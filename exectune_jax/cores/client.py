@@ -8,6 +8,7 @@ already in the ledger, or raises Lost.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import random
 import time
@@ -76,6 +77,8 @@ class CoreClient:
     self.stage, self.field, self.run = stage, field, run
     self.limit = limit or Concurrency(settings.min_concurrency,
                                       settings.concurrency)
+    most = settings.concurrency
+    self._gate = Concurrency(most, most, start=most)
     self._flying: dict[str, _Flight] = {}
     self._paying: set[str] = set()  # past the queue: at the core now
     self._requests, self._tokens = (
@@ -165,6 +168,11 @@ class CoreClient:
             break
           except base.RetryableError as e:
             pause, error = _pause(e, attempt), e
+            if pause > s.deadline_s:  # a daily quota, say: nothing goes on
+              raise UserError(
+                  f"{self.field}.name='{self.core.name}': {e}; it asks to wait "
+                  f'{pause:.0f} s, longer than {self.field}.deadline_s='
+                  f'{s.deadline_s:g}; run the same command then') from e
             late = asyncio.get_running_loop().time() + pause > clock.when()
             if attempt == s.attempts or pieces.begun or late:
               raise
@@ -188,13 +196,16 @@ class CoreClient:
   async def _once(self, key, request, clock: asyncio.Timeout,
                   pieces) -> CoreReply:
     """One try, from the queue to the ledger."""
-    # Whoever waits for a rate keeps no other from the provider.
-    reserved = await self._reserve(request)
-    async with self.limit.slot(urgent=clock.when() is not None):
-      if clock.when() is None:
-        clock.reschedule(asyncio.get_running_loop().time()
-                         + self.settings.deadline_s)
+    urgent = clock.when() is not None
+    # Whoever waits for a rate keeps no other client from the provider; and no
+    # more wait for it than could be sent, so that retries are soon next.
+    async with (self._gate.slot(urgent), contextlib.AsyncExitStack() as place):
+      reserved = await self._reserve(request)
       try:
+        await place.enter_async_context(self.limit.slot(urgent))
+        if not urgent:
+          clock.reschedule(asyncio.get_running_loop().time()
+                           + self.settings.deadline_s)
         if self._closing:  # queued behind a stop: buy nothing more
           raise base.RequestError('stopped')
         self._begin(key, request)
@@ -209,13 +220,15 @@ class CoreClient:
 
   async def _reserve(self, request) -> tuple[float, float]:
     """Waits until the rates allow one more; returns requests and tokens."""
-    requests = tokens = 0.0
-    if self._requests:
-      requests = await self._requests.take(1)
-    if self._tokens:
-      tokens = await self._tokens.take(
+    requests = await self._requests.take(1) if self._requests else 0.0
+    if not self._tokens:
+      return requests, 0.0
+    try:
+      return requests, await self._tokens.take(
           base.guess_input_tokens(request.messages) + request.max_tokens)
-    return requests, tokens
+    except BaseException:
+      self._give_back(requests, 0.0)
+      raise
 
   def _give_back(self, requests: float, tokens: float) -> None:
     if self._requests:

@@ -217,6 +217,11 @@ class Ledger:
       except sqlite3.Error as e:
         raise self._error(e) from e
 
+  @property
+  def committed_usd(self) -> float:
+    """spent_usd, and the most that tries of unknown cost can have cost."""
+    return self.rows('SELECT usd + unknown AS usd FROM total')[0]['usd']
+
   def count(self) -> int:
     with self._lock:
       return self._db.execute('SELECT COUNT(*) FROM calls').fetchone()[0]

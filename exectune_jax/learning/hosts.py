@@ -112,11 +112,14 @@ def gather_json(value) -> list:
 def budget(config, workdir, sharers: int) -> float:
   """Dollars at which this process's ledger is full, in a stage that `sharers`
   of the processes pay for: its own bill, and its share of what the bills of
-  all leave of the budget. 0: no limit."""
+  all leave of the budget. 0: no limit.
+
+  Of processes that a resumed run no longer has, nobody knows the bills.
+  """
   if not config.budget_usd or count() == 1:
     return config.budget_usd
   ledger = Ledger(path_of(config, workdir, index()))
-  own = ledger.spent_usd
+  own = ledger.committed_usd
   ledger.close()
   bills = gather_json(own)
   # Ledgers that are shared by way of a bucket hold each other's bills.

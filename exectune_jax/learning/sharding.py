@@ -54,7 +54,8 @@ def make_mesh(section, devices=None) -> Mesh:
                     "be 1, or use mesh.mode='pjit'")
   mesh = jax.make_mesh(sizes, AXES, devices=devices,
                        axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
-  _check_owners(np.vectorize(lambda d: d.process_index)(mesh.devices))
+  if devices is None:  # which hosts others would belong to is not known
+    _check_owners(np.vectorize(lambda d: d.process_index)(mesh.devices))
   return mesh
 
 

@@ -35,13 +35,16 @@ def curves(workdir: pathlib.Path, *guides: str):
   """
   import matplotlib.pyplot as plt
   runs = {guide: metrics(workdir, guide) for guide in guides}
-  names = [n for n in CURVES if any(n in run[0] for run in runs.values())]
+  names = [n for n in CURVES
+           if any(n in row for run in runs.values() for row in run)]
   figure, axes = plt.subplots(1, len(names), figsize=(3 * len(names), 2.6),
                               squeeze=False)
   for ax, name in zip(axes[0], names, strict=True):
     for guide, run in runs.items():
-      if name in run[0]:
-        ax.plot([r['step'] for r in run], [r[name] for r in run], label=guide)
+      # a step without a value had no episode that was not lost
+      known = [(r['step'], r[name]) for r in run if name in r]
+      if known:
+        ax.plot(*zip(*known, strict=True), label=guide)
     ax.set_title(name)
     ax.set_xlabel('step')
   axes[0][0].legend()

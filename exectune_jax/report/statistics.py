@@ -21,19 +21,20 @@ def wilson(successes: float, n: float, z: float = Z95) -> tuple[float, float]:
           1.0 if successes == n else centre + half)
 
 
-def clustered(rates: Sequence[float], z: float = Z95) -> tuple[float, float]:
+def clustered(rates: Sequence[float], draws: int, z: float = Z95
+              ) -> tuple[float, float]:
   """Interval of a mean of rates, several draws of one problem being a rate.
 
   Wilson's, for as many draws as would make the variance between problems if
-  they were independent (Kish's design effect); one draw a problem is
-  `wilson`.
+  they were independent (Kish's design effect), but no more than there are;
+  one draw a problem is `wilson`.
   """
   n = len(rates)
   if n == 0:
     return 0.0, 1.0
   p = sum(rates) / n
   variance = sum((r - p) ** 2 for r in rates) / n ** 2
-  effective = p * (1 - p) / variance if variance > 0 else n
+  effective = min(p * (1 - p) / variance, draws) if variance > 0 else n
   return wilson(p * effective, effective, z)
 
 

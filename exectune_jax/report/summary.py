@@ -76,10 +76,12 @@ def _alpha(episodes) -> dict:
   k = max(map(len, draws.values()))
   whole = [d for d in draws.values() if len(d) == k]
   passed = [statistics.pass_at_k(k, sum(d), k) for d in whole]
+  count = sum(map(len, draws.values()))
   return {'executability': st.fmean(rates),
-          'executability_ci95': list(statistics.clustered(rates)),
-          'pass_at_k': {'k': k, 'rate': st.fmean(passed),
-                        'ci95': list(statistics.clustered(passed))}}
+          'executability_ci95': list(statistics.clustered(rates, count)),
+          'pass_at_k': {
+              'k': k, 'rate': st.fmean(passed),
+              'ci95': list(statistics.wilson(sum(passed), len(passed)))}}
 
 
 def _pair(a: str, b: str, greedy) -> dict:

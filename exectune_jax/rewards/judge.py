@@ -20,6 +20,8 @@ async def judge(client, settings, question: str,
   messages = prompts.judge_messages(question, strategy)
   for _ in range(2):
     reply = await client.call(CoreRequest.build(settings, messages))
+    if reply.finish == 'refused':
+      raise Lost(f'judge: refused to answer: {reply.text[:80]!r}')
     parsed = parse(reply.text)
     if parsed is not None:
       return parsed
