@@ -18,8 +18,9 @@ quickstart: venv
 	$(BIN)/python -m exectune_jax.main --config configs/quickstart.py \
 	  --workdir runs/quickstart
 
+# Three at a time on two cores: tests wait, too.
 test: venv
-	$(BIN)/python -m pytest -m 'not full' -n 2 --dist loadfile \
+	$(BIN)/python -m pytest -m 'not full' -n 3 --dist loadfile \
 	  --no-loadscope-reorder --durations 15
 
 test-full: venv

@@ -155,7 +155,7 @@ def test_kodcode_is_the_users_copy(task_of, tmp_path):
 
 @pytest.mark.parametrize('name, split, number', [
     ('humaneval', 'test', 164),
-    pytest.param('mbpp_sanitized', 'all', 427, marks=pytest.mark.full),
+    ('mbpp_sanitized', 'all', 427),
     pytest.param('mbpp', 'all', 974, marks=pytest.mark.full)])
 def test_canonical_solutions_pass_and_others_fail(task_of, shared, name,
                                                   split, number):

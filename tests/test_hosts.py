@@ -90,7 +90,6 @@ def test_two_processes_do_what_one_does(tmp_path):
     np.testing.assert_allclose(weights[1][name], value, atol=1e-4)
 
 
-@pytest.mark.full
 def test_a_slow_core_of_one_process_holds_up_but_does_not_block(tmp_path):
   """Its groups come late or past the deadline; all train on what there is."""
   stages = ('--config.stages=collect,rl', '--config.rl.init=',

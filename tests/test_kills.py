@@ -97,7 +97,6 @@ def test_collect(tmp_path, times):
   assert -signal.SIGKILL in ends and 7 in ends
 
 
-@pytest.mark.full
 @pytest.mark.parametrize('times', SOAK)
 def test_rl_and_evaluate(prepared, tmp_path, times):
   """Bitwise the same guide and episodes, then the same report."""

@@ -58,7 +58,6 @@ def elsewhere(tmp_path):
   return run
 
 
-@pytest.mark.full
 @pytest.mark.parametrize('runner', ['tpu_vm', 'sky'])
 def test_trials_elsewhere_share_a_ledger_and_come_back(elsewhere, runner):
   done, rows = elsewhere(f'--runner={runner}')
