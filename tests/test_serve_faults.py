@@ -37,12 +37,16 @@ def alone(url):
   return data['exectune']['alone']
 
 
+def priced(name, **core):
+  """A core of that name, at a dollar for a million tokens of any kind."""
+  core.update(name=name, usd_per_1m_input=1.0, usd_per_1m_output=1.0)
+  return make_config(**{f'core.{field}': v for field, v in core.items()})
+
+
 def test_parameters_and_history_reach_the_core(trained, tmp_path, monkeypatch):
   monkeypatch.setenv('EXECTUNE_CORE_API_KEY', 'k')
   with FakeProviders(lambda text: 'fine') as fake:
-    config = make_config(**{
-        'core.name': f'openai:m@{fake.url}/v1', 'core.max_tokens': 100,
-        'core.usd_per_1m_input': 1.0, 'core.usd_per_1m_output': 1.0})
+    config = priced(f'openai:m@{fake.url}/v1', max_tokens=100)
     with served(trained[0], config, tmp_path) as url:
       status, data = get(f'{url}/v1/chat/completions', {
           'model': 'exectune', 'temperature': 0.5, 'max_tokens': 7,
@@ -74,9 +78,7 @@ def test_a_core_that_fails_is_an_error_that_clients_know(trained, tmp_path,
                                                          monkeypatch):
   monkeypatch.setenv('EXECTUNE_CORE_API_KEY', 'secret-key')
   with FakeProviders(lambda text: 'word ' * 9, 1.0, ('500',)) as fake:
-    config = make_config(**{
-        'core.name': f'openai:m@{fake.url}/v1', 'core.attempts': 1,
-        'core.usd_per_1m_input': 1.0, 'core.usd_per_1m_output': 1.0})
+    config = priced(f'openai:m@{fake.url}/v1', attempts=1)
     with served(trained[0], config, tmp_path) as url:
       client = openai.OpenAI(base_url=f'{url}/v1', api_key='none',
                              max_retries=0)
@@ -105,9 +107,7 @@ def test_a_temperature_that_the_core_lacks_is_the_clients_error(
   pytest.importorskip('anthropic')
   monkeypatch.setenv('ANTHROPIC_API_KEY', 'key')
   with FakeProviders(lambda text: 'fine') as fake:
-    config = make_config(**{
-        'core.name': f'anthropic:m@{fake.url}', 'core.temperature': 1.0,
-        'core.usd_per_1m_input': 1.0, 'core.usd_per_1m_output': 1.0})
+    config = priced(f'anthropic:m@{fake.url}', temperature=1.0)
     with served(trained[0], config, tmp_path) as url:
       status, data = complete(url, temperature=0.3)
       assert (status, data['error']['param']) == (400, 'temperature')
@@ -220,9 +220,7 @@ def test_a_twin_of_a_stream_that_breaks_has_all_its_tries(trained, tmp_path,
   monkeypatch.setenv('EXECTUNE_CORE_API_KEY', 'k')
   with FakeProviders(lambda text: 'word ' * 9, 1.0, ('slow truncated',)
                      ) as fake:
-    config = make_config(**{
-        'core.name': f'openai:m@{fake.url}/v1', 'core.attempts': 2,
-        'core.usd_per_1m_input': 1.0, 'core.usd_per_1m_output': 1.0})
+    config = priced(f'openai:m@{fake.url}/v1', attempts=2)
     with served(trained[0], config, tmp_path) as url:
       with asking(url, chat(stream=True)) as first:
         until(lambda: fake.requests)

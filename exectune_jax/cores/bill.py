@@ -126,7 +126,7 @@ def _spend(ledgers, args, console):
   console.print(table)
   guessed = sum(r['estimated'] for r in rows)
   note = f'; {guessed} calls without a usage were estimated' if guessed else ''
-  doubt = sum(x.rows('SELECT unknown FROM total')[0][0] for x in ledgers)
+  doubt = sum(x.in_doubt_usd for x in ledgers)
   if doubt:
     note += (f'; what tries of unknown cost can have cost at most, '
              f'${doubt:.4f}, counts against budget_usd')

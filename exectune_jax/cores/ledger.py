@@ -140,11 +140,12 @@ class Ledger:
       if held or not self._affordable(db, worst_usd):
         self._bury(db)  # the dead may hold this call, or money
         if not self._affordable(db, worst_usd):
+          doubt = (f', up to {self.in_doubt_usd:.4f} more by tries whose cost '
+                   'nobody told' if self.in_doubt_usd else '')
           raise BudgetExhausted(
               f'{self.budget_name}: {self.spent_usd:.4f} dollars are spent'
-              f'{self._in_doubt(db)}, and the next core call could exceed the '
-              'budget; raise --config.budget_usd and run the same command to '
-              'go on')
+              f'{doubt}, and the next core call could exceed the budget; raise '
+              '--config.budget_usd and run the same command to go on')
       db.execute('INSERT INTO flights VALUES (?,?,?,?,?,?)',
                  (key, self.owner, time.time(), core, stage, worst_usd))
     self._mine.add(key)
@@ -211,16 +212,12 @@ class Ledger:
   @property
   def spent_usd(self) -> float:
     """Dollars of all replies, and of failed tries where they are known."""
-    with self._lock:
-      try:
-        return self._db.execute('SELECT usd FROM total').fetchone()[0]
-      except sqlite3.Error as e:
-        raise self._error(e) from e
+    return self.rows('SELECT usd FROM total')[0]['usd']
 
   @property
-  def committed_usd(self) -> float:
-    """spent_usd, and the most that tries of unknown cost can have cost."""
-    return self.rows('SELECT usd + unknown AS usd FROM total')[0]['usd']
+  def in_doubt_usd(self) -> float:
+    """The most that tries whose cost nobody told can have cost."""
+    return self.rows('SELECT unknown FROM total')[0]['unknown']
 
   def count(self) -> int:
     with self._lock:
@@ -270,12 +267,6 @@ class Ledger:
                (time.time(), core, stage, reason[:500], usd, at_most))
     db.execute('UPDATE total SET usd = usd + ?, unknown = unknown + ?',
                (usd or 0.0, at_most or 0.0))
-
-  @staticmethod
-  def _in_doubt(db) -> str:
-    unknown = db.execute('SELECT unknown FROM total').fetchone()[0]
-    return (f', up to {unknown:.4f} more by tries whose cost nobody told'
-            if unknown else '')
 
   @contextlib.contextmanager
   def transaction(self):

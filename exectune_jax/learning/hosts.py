@@ -119,7 +119,7 @@ def budget(config, workdir, sharers: int) -> float:
   if not config.budget_usd or count() == 1:
     return config.budget_usd
   ledger = Ledger(path_of(config, workdir, index()))
-  own = ledger.committed_usd
+  own = ledger.spent_usd + ledger.in_doubt_usd
   ledger.close()
   bills = gather_json(own)
   # Ledgers that are shared by way of a bucket hold each other's bills.

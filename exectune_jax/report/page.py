@@ -18,7 +18,6 @@ COLUMNS = (('acc %', 'accuracy'), ('95% CI', 'ci95'),
            ('degr.', 'degraded_rate'), ('leak', 'leak_rate'),
            ('guide', 'guide_tokens'), ('core', 'core_tokens'),
            ('$/1k', 'usd_per_1k'))
-RATES = 'executability of sampled strategies, and harm of greedy ones'
 
 
 def rows(report: dict) -> list[list[str]]:
@@ -58,12 +57,18 @@ def pair_rows(report: dict) -> list[list[str]]:
 
 def tables(report: dict) -> list[Table]:
   """The tables for the terminal."""
-  return [_table(headline(report), ['system', *(c for c, _ in COLUMNS)],
-                 rows(report)),
-          _table(RATES, rate_columns(report), rate_rows(report)),
-          _table('paired differences in points',
-                 ['pair', 'difference', '95% interval', 'McNemar p'],
-                 pair_rows(report))]
+  return [_table(*content) for content in _contents(report)]
+
+
+def _contents(report: dict) -> list[tuple[str, list[str], list[list[str]]]]:
+  """(title, columns, rows) of every table."""
+  return [(headline(report), ['system', *(c for c, _ in COLUMNS)],
+           rows(report)),
+          ('executability of sampled strategies, and harm of greedy ones',
+           rate_columns(report), rate_rows(report)),
+          ('paired differences in points',
+           ['pair', 'difference', '95% interval', 'McNemar p'],
+           pair_rows(report))]
 
 
 def headline(report: dict) -> str:
@@ -111,14 +116,10 @@ def page(reports: Sequence[dict], episodes: dict[str, Sequence[Episode]],
            f'<img alt="accuracy against cost" '
            f'src="data:image/png;base64,{picture}">']
   for report in reports:
-    parts.append(f'<h2>{html.escape(headline(report))}</h2>')
-    parts.append(_html_table(['system', *(c for c, _ in COLUMNS)],
-                             rows(report)))
-    parts.append(f'<h3>{RATES.capitalize()}</h3>' + _html_table(
-        rate_columns(report), rate_rows(report)))
-    parts.append('<h3>Paired differences in points</h3>' + _html_table(
-        ['pair', 'difference', '95% interval', 'McNemar p'],
-        pair_rows(report)))
+    (title, *first), *others = _contents(report)
+    parts.append(f'<h2>{html.escape(title)}</h2>' + _html_table(*first))
+    parts.extend(f'<h3>{title.capitalize()}</h3>' + _html_table(*table)
+                 for title, *table in others)
   parts.append('<p>Rates in percent. guide, core: tokens per problem. $/1k: '
                'dollars per 1,000 problems, guide and core. alpha: share of '
                'strategies sampled at temperature 1 with which the core '

@@ -137,7 +137,7 @@ def run(config, workdir):
         # 4. Bookkeeping, while the update runs; metrics one step late.
         note = _report(late, writer)
         usd, before = cores.ledger.spent_usd, usd
-        report = summarise(groups, rows, step, rl) | hosts.mean(
+        report = summarise(groups, rows, step, config) | hosts.mean(
             clock.report() | core | {
                 'replaced': (len(replaced) * hosts.count()
                              / (rl.groups * rl.group_size)),
@@ -255,7 +255,7 @@ def make_batch(groups, guide, rl) -> dict[str, np.ndarray]:
           'advantage_BT': batches.lay_slots(advantages, slots)}
 
 
-def summarise(groups, batch, step, rl) -> dict[str, float]:
+def summarise(groups, batch, step, config) -> dict[str, float]:
   """Reward statistics of one step, of all processes; rates are over episodes
   not lost, and left out if all are."""
   episodes = [e for group in groups for e in group]
@@ -270,7 +270,7 @@ def summarise(groups, batch, step, rl) -> dict[str, float]:
       'leaks': sum(e.leaks for e in known) / n,
       'degraded': sum(e.base > e.success for e in known) / n,
       'core_alone': sum(bases.values()) / max(1, len(bases))}
-  for part in ('exec', 'judge', 'leak', 'degrade', 'cost'):
+  for part in config.reward:
     rates[f'part_{part}'] = sum(e.reward.parts.get(part, 0.0)
                                 for e in known) / n
   return hosts.mean(rates, len(known)) | hosts.mean({
@@ -281,7 +281,7 @@ def summarise(groups, batch, step, rl) -> dict[str, float]:
       'staleness': float(np.mean(ages)),
       # A histogram: which share of the groups was how many updates old.
       **{f'staleness_{age}': ages.count(age) / len(ages)
-         for age in range(rl.max_staleness + 1)},
+         for age in range(config.rl.max_staleness + 1)},
       'strategy_tokens': float(np.mean([len(e.strategy.tokens)
                                         for e in episodes]))})
 
